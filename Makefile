@@ -1,0 +1,103 @@
+# Every job of this repository. `make` alone lists them.
+# Needs GNU make and Python 3.11 or newer with its venv module; the rest is installed below.
+
+PYTHON ?= python3
+SEED ?= 0
+UV_VERSION := 0.13.9
+LOCK := locks/dev.txt
+UV := .uv/bin/uv
+BIN := .venv/bin
+export UV_SYSTEM_CERTS ?= 1
+export UV_PYTHON_DOWNLOADS ?= never
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup lock check format test demo demo-table pack precompute train verify inspect clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# --- environment ---------------------------------------------------------------------------
+
+setup: .venv/.ready ## make .venv from the lock file (done first by all that need it)
+	@:
+
+# A folder without its stamp file was left by an interrupted setup: it is made afresh.
+UV_READY := .uv/.ready-$(UV_VERSION)
+
+$(UV_READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+.venv/.synced: $(LOCK) $(UV_READY)
+	@test -e $@ || { rm -rf .venv && $(UV) venv --python .uv/bin/python .venv; }
+	@rm -f $@
+	VIRTUAL_ENV=.venv $(UV) pip sync --require-hashes $(LOCK)
+	@touch $@
+
+.venv/.ready: pyproject.toml .venv/.synced
+	VIRTUAL_ENV=.venv $(UV) pip install --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+lock: $(UV_READY) ## resolve the newest versions into the lock file
+	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --extra demo --group dev --output-file $(LOCK) pyproject.toml
+
+# --- development ---------------------------------------------------------------------------
+
+check: setup ## lint, format, types and import order; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy kdcache pipelines
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## sort imports, fix what ruff can fix, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## run the tests; ARGS="-k name" goes to pytest
+	$(BIN)/pytest -q $(ARGS)
+
+# --- jobs ----------------------------------------------------------------------------------
+
+demo: setup ## run the whole pipeline on a small dataset into build/demo; SEED=0
+	$(BIN)/python pipelines/demo.py --seed $(SEED) $(ARGS)
+
+demo-table: setup ## print the table of the demo's results
+	$(BIN)/python pipelines/demo_table.py $(ARGS)
+
+pack: EXAMPLE = make pack DATA=photos OUT=build/photos
+pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT
+	$(BIN)/kdcache pack "$(DATA)" "$(OUT)" $(ARGS)
+
+precompute: EXAMPLE = make precompute DATA=build/photos TEACHER=torchvision:resnet50 \
+  RECIPE=pipelines/recipes/demo.toml VIEWS=16 CACHE=build/cache
+precompute: need-DATA need-TEACHER need-RECIPE need-VIEWS need-CACHE setup ## store teacher targets; DATA TEACHER RECIPE VIEWS CACHE [WEIGHTS]
+	$(BIN)/kdcache precompute --data "$(DATA)" --teacher "$(TEACHER)" \
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	  --recipe "$(RECIPE)" --views "$(VIEWS)" --cache "$(CACHE)" $(ARGS)
+
+train: EXAMPLE = make train DATA=build/photos CACHE=build/cache STUDENT=torchvision:resnet18 RUN=build/run
+train: need-DATA need-CACHE need-STUDENT need-RUN setup ## train a student from a cache; DATA CACHE STUDENT RUN
+	$(BIN)/kdcache train --data "$(DATA)" --cache "$(CACHE)" --student "$(STUDENT)" --out "$(RUN)" $(ARGS)
+
+verify: EXAMPLE = make verify CACHE=build/cache DATA=build/photos
+verify: need-CACHE setup ## check a cache, and with DATA its pixels too; CACHE [DATA]
+	$(BIN)/kdcache verify "$(CACHE)" $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+inspect: EXAMPLE = make inspect CACHE=build/cache
+inspect: need-CACHE setup ## say what a cache holds; CACHE
+	$(BIN)/kdcache inspect "$(CACHE)" $(ARGS)
+
+need-%:
+	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }
+
+# --- cleaning ------------------------------------------------------------------------------
+
+clean: ## remove build/ and tool caches, keep the environment
+	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find kdcache pipelines tests -type d -name __pycache__ -prune -exec rm -rf {} +

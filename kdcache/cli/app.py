@@ -1,0 +1,50 @@
+"""The command `kdcache`: parse, build, call, print. Heavy imports wait until a command runs."""
+
+import sys
+
+import typer
+
+from kdcache import __version__
+from kdcache.cli import caches, data, precompute, student
+from kdcache.errors import KdcacheError
+
+app = typer.Typer(
+    name="kdcache",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kdcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Teacher logits computed once over seeded views, and replayed bit for bit."""
+
+
+app.command("pack")(data.pack)
+app.command("index")(data.index)
+app.command("precompute")(precompute.precompute)
+app.command("train")(student.train)
+app.command("eval")(student.evaluate)
+app.command("inspect")(caches.inspect)
+app.command("verify")(caches.verify)
+
+
+def main() -> None:
+    """Run the command line; errors are one line on stderr and an exit code."""
+    try:
+        app()
+    except KdcacheError as error:
+        typer.echo(f"kdcache: {error}", err=True)
+        sys.exit(error.exit_code)

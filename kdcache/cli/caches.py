@@ -1,0 +1,191 @@
+"""kdcache inspect, kdcache verify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcache.cli.data import Json
+from kdcache.cli.output import give, human_bytes, say
+from kdcache.cli.precompute import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Device,
+    Mean,
+    Precision,
+    Std,
+    Weights,
+    build_teacher,
+)
+from kdcache.errors import CorruptError, MismatchError, UsageError
+
+if TYPE_CHECKING:
+    from kdcache.cache.audit import Finding
+    from kdcache.cache.store import Cache
+    from kdcache.data.blocks import BlockSource
+
+CachePath = Annotated[Path, typer.Argument(help="The cache.")]
+FINDINGS_SHOWN = 20
+
+
+def inspect(cache: CachePath, as_json: Json = False) -> None:
+    """Say what a cache is, what it holds, what a view costs and what its encoding loses.
+
+    Example:
+
+      kdcache inspect build/cache
+    """
+    from kdcache.cache.store import open_cache
+    from kdcache.cache.summary import summarise_cache
+
+    value = summarise_cache(open_cache(cache))
+    lines: dict[str, object] = {
+        "cache": value["id"],
+        "dataset": f"{value['dataset']['num_samples']} samples in {value['tars']} tars "
+        f"({value['dataset']['id'][:12]})",
+        "recipe": ", ".join(f"{k} {v}" for k, v in value["recipe"].items() if k != "id")
+        + f" ({value['recipe']['id'][:12]})",
+        "teacher": f"{value['teacher']['spec']}, {value['teacher']['precision']} "
+        f"({value['teacher']['id'][:12]})",
+        "classes": value["num_classes"],
+        "encoding": value["encoding"],
+        "views": f"{value['views']} in spans of {value['span_views']}",
+        "coverage": f"{value['coverage']:.1%} ({value['spans_missing']} of {value['spans']} spans "
+        "missing)",
+        "size": human_bytes(value["size_bytes"]),
+    }
+    if value["rows_unusable"]:
+        lines["unusable"] = f"{value['rows_unusable']} images"
+    if value["bytes_per_view"] is not None:
+        lines["a view"] = f"{value['bytes_per_view']:.1f} bytes"
+    fidelity = value["fidelity"]
+    if fidelity:
+        lines["fidelity"] = (
+            f"KL {fidelity['kl_nats']:.2g} nats, same top-1 {fidelity['top1_agreement']:.2%}, "
+            "gradient error "
+            + ", ".join(f"{error:.2%} at T={t}" for t, error in fidelity["gradient_error"].items())
+        )
+    give(value, as_json=as_json, lines=lines)
+
+
+def verify(
+    cache: CachePath,
+    data: Annotated[
+        Path | None, typer.Option(help="The images, for --replay and --teacher.")
+    ] = None,
+    replay: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the blocks to render again.")
+    ] = 0.0,
+    teacher: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the blocks to run the teacher on again.")
+    ] = 0.0,
+    spec: Annotated[str | None, typer.Option(help="The teacher, for --teacher.")] = None,
+    weights: Weights = None,
+    mean: Mean = IMAGENET_MEAN,
+    std: Std = IMAGENET_STD,
+    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Check every object's digest; with --replay the pixels, with --teacher the targets as well.
+
+    Examples:
+
+      kdcache verify build/cache
+
+      kdcache verify build/cache --data build/photos --replay 0.05
+
+      kdcache verify build/cache --data build/photos --teacher 0.01 --spec torchvision:resnet50
+      --weights resnet50.pth
+    """
+    from kdcache.cache.audit import check_objects, check_replay
+    from kdcache.cache.store import open_cache
+
+    if (replay or teacher) and data is None:
+        raise UsageError("--replay and --teacher need the images: give --data")
+    if teacher and spec is None:
+        raise UsageError(
+            "--teacher needs the network: give --spec and --weights; the name that a cache holds "
+            "is never imported"
+        )
+    store = open_cache(cache)
+    damage = list(check_objects(store))
+    absent = store.missing()
+    value: dict[str, Any] = {
+        "id": store.info.id,
+        "damaged": [_finding(finding) for finding in damage],
+        "spans_missing": len(absent),
+    }
+    lines: dict[str, object] = {
+        "objects": f"{len(damage)} damaged" if damage else "all as committed",
+        "spans": f"{len(absent)} missing" if absent else "complete",
+    }
+    changed: list[Finding] = []
+    if data is not None and (replay or teacher):
+        source = _source(store, data)
+        if replay:
+            found = list(check_replay(store, source, share=replay))
+            changed = [finding for finding in found if finding is not None]
+            value["replay"] = {
+                "blocks": len(found),
+                "differing": [_finding(finding) for finding in changed],
+            }
+            lines["replay"] = f"{len(found)} blocks rendered again, {len(changed)} differ"
+        if teacher and spec is not None:
+            place = {"mean": mean, "std": std, "precision": precision, "device": device}
+            value["teacher"] = _again(store, source, teacher, (spec, weights, place), lines)
+    give(value, as_json=as_json, lines=lines)
+    for finding in (damage + changed)[:FINDINGS_SHOWN]:
+        say(f"  {finding.where}: {finding.problem}", as_json=as_json)
+    if damage or any(finding.span for finding in changed):
+        raise CorruptError(
+            f"{cache}: {len(damage)} objects are damaged; delete the commit records of their spans "
+            "and run kdcache precompute again"
+        )
+    if changed:
+        raise MismatchError(
+            f"{cache}: {len(changed)} blocks are rendered otherwise here; compare the "
+            "versions that kdcache inspect --json shows with those here"
+        )
+    if "teacher" in value and not value["teacher"]["same"]:
+        raise MismatchError(f"{cache}: this teacher did not make these targets")
+
+
+def _finding(finding: "Finding") -> dict[str, Any]:
+    span = None if finding.span is None else str(finding.span)
+    return {"where": finding.where, "problem": finding.problem, "span": span}
+
+
+def _source(store: "Cache", data: Path) -> "BlockSource":
+    from kdcache.data.document import load_dataset
+    from kdcache.replay.open import cache_source
+
+    return cache_source(store, load_dataset(data), store.info.recipe)
+
+
+def _again(
+    store: "Cache",
+    source: "BlockSource",
+    share: float,
+    made: tuple[str, Path | None, dict[str, Any]],
+    lines: dict[str, object],
+) -> dict[str, Any]:
+    """Return how the teacher, run again, compares; adds a line for people."""
+    from dataclasses import asdict
+
+    from kdcache.cache.audit import check_teacher
+
+    spec, weights, place = made
+    network = build_teacher(spec, weights, num_classes=store.info.num_classes, **place)
+    if network.description["id"] != store.info.teacher["id"]:
+        raise MismatchError(
+            f"{store.path}: made by teacher {store.info.teacher['id'][:12]}, this one is "
+            f"{network.description['id'][:12]}; pass its weights, preprocessing and precision"
+        )
+    check = check_teacher(store, source, network, share=share)
+    lines["teacher"] = (
+        f"{check.rows} views again: greatest difference {check.max_difference:.2g} nats, "
+        f"KL {check.kl_nats:.2g} nats, same top-1 {check.top1_agreement:.2%}, "
+        f"same bytes {check.rows_equal:.2%}"
+    )
+    return {**asdict(check), "same": check.same}

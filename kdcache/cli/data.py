@@ -1,0 +1,123 @@
+"""kdcache pack, kdcache index."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcache.cli.output import give, human_bytes, progress_bar
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+class ImageFormat(StrEnum):
+    """What images are written as."""
+
+    jpg = "jpg"
+    png = "png"
+
+
+def pack(
+    source: Annotated[
+        str, typer.Argument(help="Image folder, arrays.npz, or torchvision:NAME with --root.")
+    ],
+    out: Annotated[Path, typer.Argument(help="New folder for the tars and dataset.json.")],
+    rows_per_tar: Annotated[int, typer.Option(help="Images in each tar.")] = 1024,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Shuffle the images by this seed; default: keep order.")
+    ] = None,
+    shorter_side: Annotated[
+        int | None, typer.Option(help="Shrink larger images to this shorter side, in pixels.")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="JPEG quality of images that are re-encoded.")] = 92,
+    image_format: Annotated[
+        ImageFormat | None, typer.Option("--format", help="Re-encode all images as this.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of a torchvision dataset.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a torchvision dataset.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """Pack images into WebDataset tars.
+
+    Examples:
+
+      kdcache pack photos/ build/photos --shorter-side 256 --shuffle-seed 0
+
+      kdcache pack torchvision:CIFAR100 build/cifar --root data/ --split test
+    """
+    from kdcache.data.pack import PackOptions
+    from kdcache.data.pack import pack as pack_images
+    from kdcache.data.sources import open_source
+
+    options = PackOptions(
+        rows_per_tar=rows_per_tar,
+        shuffle_seed=shuffle_seed,
+        shorter_side=shorter_side,
+        quality=quality,
+        image_format=None if image_format is None else image_format.value,
+    )
+    images = open_source(source, root=root, split=split)
+    with progress_bar("pack", len(images.keys), rates=_images_per_s) as advance:
+        dataset = pack_images(images, out, options=options, progress=advance)
+    _give(dataset, out, as_json=as_json)
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds *.tar, at any depth.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where dataset.json goes; default: into the folder.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes; default: the greatest label + 1.")
+    ] = None,
+    label_field: Annotated[str, typer.Option(help="Field of .json members: the label.")] = "label",
+    as_json: Json = False,
+) -> None:
+    """Index WebDataset tars that are there already.
+
+    Example:
+
+      kdcache index /data/imagenet/train --num-classes 1000
+    """
+    from kdcache.data.index import build_index, find_tars, save_dataset
+
+    tars = find_tars(folder)
+    with progress_bar(
+        "index", len(tars), rates=lambda done, s: f"{done / s:.1f} tars/s"
+    ) as advance:
+        dataset = build_index(
+            tars,
+            root=folder,
+            num_classes=num_classes,
+            label_field=label_field,
+            progress=advance,
+        )
+    save_dataset(dataset, out or folder)
+    _give(dataset, out or folder, as_json=as_json)
+
+
+def _images_per_s(done: int, seconds: float) -> str:
+    return f"{done / seconds:.0f} images/s"
+
+
+def _give(dataset: object, where: Path, *, as_json: bool) -> None:
+    from kdcache.data.dataset import Dataset
+
+    assert isinstance(dataset, Dataset)
+    size = sum(tar.size_bytes for tar in dataset.tars)
+    value = {
+        "id": dataset.id,
+        "path": str(where),
+        "tars": len(dataset.tars),
+        "samples": dataset.num_samples,
+        "unlabelled": int((dataset.labels < 0).sum()),
+        "num_classes": dataset.num_classes,
+        "size_bytes": size,
+    }
+    lines = {
+        "dataset": f"{where} ({dataset.id[:12]})",
+        "images": f"{dataset.num_samples} in {len(dataset.tars)} tars, {human_bytes(size)}",
+        "classes": dataset.num_classes,
+    }
+    give(value, as_json=as_json, lines=lines)

@@ -1,0 +1,81 @@
+"""What commands print: JSON on stdout, everything else beside it; progress on stderr."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 30.0
+
+
+def say(text: str, *, as_json: bool) -> None:
+    """Print a line for people: on stdout, or on stderr when stdout carries JSON."""
+    Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False).print(text)
+
+
+def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]) -> None:
+    """Print a result: value as JSON, or lines as a table for people."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=1))
+        return
+    width = max(len(name) for name in lines)
+    for name, text in lines.items():
+        say(f"{name:<{width}}  {text}", as_json=False)
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in kB, MB, GB or TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextmanager
+def progress_bar(
+    label: str, total: int, *, rates: Callable[[int, float], str]
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function to be given the number of items done since the last call.
+
+    Draws a bar on a terminal; elsewhere writes a line every 30 seconds. rates: text from items done
+    and seconds passed.
+    """
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    started = logged = time.monotonic()
+    done = 0
+    with bar:
+        task = bar.add_task(label, total=total, rates="")
+
+        def advance(count: int) -> None:
+            nonlocal done, logged
+            done += count
+            now = time.monotonic()
+            text = rates(done, max(now - started, 1e-9))
+            bar.update(task, completed=done, rates=text)
+            if not console.is_terminal and now - logged > LOG_EVERY_S:
+                logged = now
+                left = (total - done) * (now - started) / max(done, 1)
+                console.print(f"{label} {done}/{total} {text} {left:.0f} s left", highlight=False)
+
+        yield advance

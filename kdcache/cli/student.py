@@ -1,0 +1,168 @@
+"""kdcache train, kdcache eval."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdcache.cli.data import Json
+from kdcache.cli.output import give, say
+from kdcache.cli.precompute import Device, triple
+
+
+class Learn(StrEnum):
+    """What the student learns from."""
+
+    cache = "cache"
+    fixed = "fixed"
+    labels = "labels"
+
+
+class StudentPrecision(StrEnum):
+    """How the student computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Data = Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")]
+Student = Annotated[str, typer.Option(help="torchvision:NAME or package.module:factory.")]
+Channels = Annotated[
+    str | None, typer.Option(help="By channel, of pixels in 0 to 1; default: the teacher's.")
+]
+
+
+def train(
+    data: Data,
+    student: Student,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    epochs: Annotated[int, typer.Option(help="Epochs; each has another view.")],
+    cache: Annotated[Path | None, typer.Option(help="The teacher's targets.")] = None,
+    learn: Annotated[
+        Learn, typer.Option(help="Replayed views, one fixed target an image, or labels.")
+    ] = Learn.cache,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe of the views, for --learn fixed and labels.")
+    ] = None,
+    val_data: Annotated[Path | None, typer.Option(help="Images to measure on.")] = None,
+    val_cache: Annotated[Path | None, typer.Option(help="Their targets: one centre view.")] = None,
+    batch_size: Annotated[int, typer.Option()] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Highest rate of AdamW.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices, not of vectors.")] = 0.01,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.03,
+    clip: Annotated[float, typer.Option(help="Greatest norm of the gradient.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Of the KL.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of fresh weights and order.")] = 0,
+    num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
+    window: Annotated[int, typer.Option(help="Blocks over which views are shuffled.")] = 16,
+    first_view: Annotated[int, typer.Option(help="View of the first epoch.")] = 0,
+    precision: Annotated[StudentPrecision, typer.Option()] = StudentPrecision.float32,
+    device: Device = "cpu",
+    mean: Channels = None,
+    std: Channels = None,
+    eval_every: Annotated[int, typer.Option(help="Epochs between measurements.")] = 1,
+    save_every: Annotated[int, typer.Option(help="Epochs between checkpoints.")] = 1,
+    max_reuse: Annotated[
+        float | None, typer.Option(help="Refuse to use stored views more often than this.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a student.
+
+    Example:
+
+      kdcache train --data build/photos --cache build/cache --student torchvision:resnet18
+      --epochs 300 --out build/run
+    """
+    from kdcache.student.config import make_config
+    from kdcache.student.loop import train as train_student
+    from kdcache.student.setup import Sources, make_run, reuse_factor
+
+    config = make_config(
+        student=student,
+        learn=learn.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip=clip,
+        temperature=temperature,
+        seed=seed,
+        num_workers=num_workers,
+        window=window,
+        first_view=first_view,
+        precision=precision.value,
+        mean=None if mean is None else triple(mean, "--mean"),
+        std=None if std is None else triple(std, "--std"),
+        eval_every=eval_every,
+        save_every=save_every,
+    )
+    sources = Sources(data, cache, recipe, val_data, val_cache)
+    run = make_run(config, sources, folder=out, device=device, max_reuse=max_reuse)
+    reuse = reuse_factor(config, run.stream)
+    views = "fresh views" if reuse is None else f"{run.stream.num_views} stored views, "
+    used = "" if reuse is None else f"each used {reuse:.3g} times"
+    say(f"{epochs} epochs of {run.stream.num_samples} samples; {views}{used}", as_json=as_json)
+    last: dict[str, Any] = {}
+
+    def report(metrics: dict[str, Any]) -> None:
+        last.clear()
+        last.update(metrics)
+        shown = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in metrics.items()
+            if name != "epoch"
+        )
+        say(f"epoch {metrics['epoch'] + 1}/{epochs}: {shown}", as_json=as_json)
+
+    train_student(run, resume=resume, report=report)
+    value = {"run": str(out), "reuse": reuse, **last}
+    give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
+
+
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="The student's weights: safetensors.")],
+    student: Student,
+    data: Data,
+    cache: Annotated[Path, typer.Option(help="Targets of one centre view of the images.")],
+    batch_size: Annotated[int, typer.Option()] = 256,
+    num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
+    device: Device = "cpu",
+    mean: Channels = None,
+    std: Channels = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a student: top-1, KL to the teacher and agreement with it.
+
+    Example:
+
+      kdcache eval build/run/student.safetensors --student torchvision:resnet18 --data build/val
+      --cache build/val-cache
+    """
+    import torch
+
+    from kdcache.cache.store import open_cache
+    from kdcache.data.document import load_dataset
+    from kdcache.models.specs import build_network, load_weights
+    from kdcache.models.teacher import Preprocessing
+    from kdcache.replay.open import replay_stream
+    from kdcache.replay.stream import StreamOptions
+    from kdcache.student.metrics import evaluate as measure
+
+    store = open_cache(cache)
+    network = build_network(student, num_classes=store.info.num_classes)
+    load_weights(network, weights)
+    teacher = store.info.teacher
+    preprocessing = Preprocessing(
+        tuple(teacher["mean"]) if mean is None else triple(mean, "--mean"),
+        tuple(teacher["std"]) if std is None else triple(std, "--std"),
+    )
+    options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
+    stream = replay_stream(store, load_dataset(data), options)
+    place = torch.device(device)
+    score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
+    lines = {name: value for name, value in score.to_dict().items() if value is not None}
+    give(score.to_dict(), as_json=as_json, lines=lines)

@@ -1,0 +1,1 @@
+"""Tars on disk to samples."""

@@ -1,0 +1,182 @@
+"""A dataset on disk: `dataset.json` for people, `dataset.npz` beside it with a row for each sample.
+
+Invariant: each file is replaced whole, and a pair that does not belong together is refused.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdcache.data.dataset import COLUMNS, ROW, Dataset, TarEntry, tar_digest
+from kdcache.errors import CorruptError, DataError, UsageError
+
+FORMAT: Literal[1] = 1
+FILE_NAME = "dataset.json"
+
+_AGAIN = "run kdcache index again"
+
+
+class _Format(BaseModel):
+    format: int
+
+
+class _Samples(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    file: str
+    sha256: str
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    id: str
+    classes: tuple[str, ...] | None
+    num_classes: int | None
+    root: str
+    tars: tuple[TarEntry, ...]
+    samples: _Samples
+
+
+def save_dataset(dataset: Dataset, path: Path) -> None:
+    """Write a dataset to a folder, or to a .json file and the .npz file beside it.
+
+    A writer killed between the two files leaves a pair that load_dataset refuses.
+
+    Raises:
+        UsageError: the files cannot be written.
+    """
+    path = _json_path(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{name: getattr(dataset, name) for name in COLUMNS})
+    data = buffer.getvalue()
+    samples = path.with_suffix(".npz")
+    root = os.path.relpath(dataset.root.resolve(), path.parent.resolve())
+    document = _Document(
+        format=FORMAT,
+        id=dataset.id,
+        classes=dataset.classes,
+        num_classes=dataset.num_classes,
+        root=Path(root).as_posix(),
+        tars=dataset.tars,
+        samples=_Samples(file=samples.name, sha256=hashlib.sha256(data).hexdigest()),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(samples, data)
+        _replace(path, (document.model_dump_json(indent=1) + "\n").encode())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; free space or name another folder") from error
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Return the dataset saved in a folder or as a .json file; its tars are not read.
+
+    Raises:
+        UsageError: there is none, or a newer kdcache wrote it.
+        CorruptError: the files are damaged, or do not belong together.
+        DataError: a tar's name leads out of the dataset's root.
+    """
+    path = _json_path(path)
+    document = _read_document(path)
+    for name in (document.samples.file, *(tar.name for tar in document.tars)):
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name:
+            raise DataError(
+                f"{path}: file name {name!r}, expected one below its folder; "
+                "take the dataset from a source that you trust, or run kdcache index again"
+            )
+    dataset = Dataset(
+        root=path.parent / document.root,
+        tars=document.tars,
+        classes=document.classes,
+        num_classes=document.num_classes,
+        **_read_columns(path.parent / document.samples.file, document),
+    )
+    for tar, entry in enumerate(dataset.tars):
+        own = dataset.rows(tar)
+        if tar_digest(dataset.uids[own], dataset.contents[own]) != entry.digest:
+            raise CorruptError(
+                f"{path}: {entry.name}: other digest than its samples have; {_AGAIN}"
+            )
+    if dataset.id != document.id:
+        raise CorruptError(f"{path}: id {document.id}, its tars make {dataset.id}; {_AGAIN}")
+    return dataset
+
+
+def _json_path(path: Path) -> Path:
+    return path if path.suffix == ".json" else path / FILE_NAME
+
+
+def _read_document(path: Path) -> _Document:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: missing; run kdcache index {path.parent}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; check the path") from error
+    try:
+        found = _Format.model_validate_json(text).format
+        if found > FORMAT:
+            raise UsageError(
+                f"{path}: dataset format {found}, this kdcache reads up to {FORMAT}; "
+                f"install a kdcache that reads format {found}"
+            )
+        return _Document.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CorruptError(f"{path}: {where or 'text'}: {first['msg']}; {_AGAIN}") from error
+
+
+def _read_columns(path: Path, document: _Document) -> dict[str, NDArray[Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorruptError(f"{path}: {error.strerror}; {_AGAIN}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != document.samples.sha256:
+        raise CorruptError(f"{path}: sha256 {found}, expected {document.samples.sha256}; {_AGAIN}")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in COLUMNS}
+    except Exception as error:  # NumPy raises many kinds for bytes that are no .npz
+        raise CorruptError(f"{path}: {error}; {_AGAIN}") from error
+    shape = (sum(tar.num_rows for tar in document.tars),)
+    for name, column in columns.items():
+        if column.dtype != ROW[name] or column.shape != shape:
+            raise CorruptError(
+                f"{path}: {name} is {column.dtype} {column.shape}, "
+                f"expected {ROW[name]} {shape}; {_AGAIN}"
+            )
+    return columns
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a file whole: a killed writer leaves the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

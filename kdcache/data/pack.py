@@ -1,0 +1,194 @@
+"""A source of images to tars and their index.
+
+Invariant: the same source and options make the same bytes, and the folder is there whole or not at
+all.
+"""
+
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from kdcache.data.dataset import Dataset
+from kdcache.data.document import save_dataset, sync_folder
+from kdcache.data.index import build_index
+from kdcache.data.sources import Source, SourceImage, open_source
+from kdcache.errors import DataError, UsageError
+from kdcache.identity import sample_uid
+from kdcache.recipe.draws import uniforms
+
+__all__ = ["PackOptions", "open_source", "pack"]
+
+_FORMATS = {"jpg": "jpg", "jpeg": "jpg", "png": "png"}
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How images become tars.
+
+    shuffle_seed: 0 to 2**64 - 1, or None to keep the source's order.
+    shorter_side: larger images are resized to it, in pixels; None keeps all sizes.
+    quality: of JPEG, 1 to 100.
+    image_format: what is written; None keeps files that need no resize as they are, resized WebP
+        files become jpg, and arrays and PIL images png.
+    """
+
+    rows_per_tar: int = 1024
+    shuffle_seed: int | None = None
+    shorter_side: int | None = None
+    quality: int = 92
+    image_format: Literal["jpg", "png"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("rows_per_tar", 1, 2**32 - 1),
+            ("shuffle_seed", 0, 2**64 - 1),
+            ("shorter_side", 1, 2**16),
+            ("quality", 1, 100),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UsageError(f"{name} is {value}, expected {least} to {most}")
+        if self.image_format not in ("jpg", "png", None):
+            raise UsageError(f"image_format is {self.image_format}, expected jpg, png or none")
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    options: PackOptions,
+    progress: Callable[[int], None] | None = None,
+) -> Dataset:
+    """Write a source's images as tars to a new or empty folder, and return their saved dataset.
+
+    The work is done in a folder beside it, whose name ends in .partial.
+    progress: called after each image with the number of images done.
+
+    Raises:
+        UsageError: the folder is not empty or cannot be written.
+        DataError: an image cannot be read or decoded.
+    """
+    out = Path(os.path.abspath(out))
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out}: exists and is not an empty folder; name another")
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        paths = _write_tars(source, partial, options=options, progress=progress)
+        dataset = build_index(paths, root=partial, classes=source.classes)
+        save_dataset(dataset, partial)
+        os.replace(partial, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror}; free space or name another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return replace(dataset, root=out)
+
+
+def _write_tars(
+    source: Source,
+    folder: Path,
+    *,
+    options: PackOptions,
+    progress: Callable[[int], None] | None,
+) -> list[Path]:
+    from webdataset import TarWriter  # imports torch: not before it is needed
+
+    order = _order(source.keys, options.shuffle_seed)
+    paths: list[Path] = []
+    done = 0
+    for start in range(0, len(order), options.rows_per_tar):
+        path = folder / f"{len(paths):06d}.tar"
+        with path.open("wb") as file:
+            with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o444) as writer:
+                for row in order[start : start + options.rows_per_tar]:
+                    writer.write(_members(source.keys[row], source.read(row), options=options))
+                    done += 1
+                    if progress is not None:
+                        progress(done)
+            file.flush()
+            os.fsync(file.fileno())
+        paths.append(path)
+    return paths
+
+
+def _order(keys: Sequence[str], seed: int | None) -> list[int]:
+    if seed is None:
+        return list(range(len(keys)))
+    uids = np.array([sample_uid(key) for key in keys], np.uint64)
+    drawn = uniforms(seed, uids, view=0, count=1)[:, 0]
+    return [int(row) for row in np.argsort(drawn, kind="stable")]
+
+
+def _members(key: str, image: SourceImage, *, options: PackOptions) -> dict[str, str | bytes]:
+    extension, data = _encode(image, options)
+    members: dict[str, str | bytes] = {"__key__": key, extension: data}
+    if image.label >= 0:
+        members["cls"] = str(image.label).encode()
+    return members
+
+
+def _encode(source: SourceImage, options: PackOptions) -> tuple[str, bytes]:
+    """Return the extension and the bytes to write; a file that is right already is kept."""
+    own = _FORMATS.get(source.extension)
+    file = source.data if isinstance(source.data, bytes) else None
+    kept = file if options.image_format in (None, own) else None
+    if kept is not None and options.shorter_side is None:
+        return source.extension, kept
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF and of many pixels
+            image = _open(source.data)
+            size = _size(image.size, options.shorter_side)
+            if kept is not None and size == image.size:
+                return source.extension, kept
+            file_format = options.image_format or own or "jpg"
+            return file_format, _save(image, size, file_format=file_format, quality=options.quality)
+    except Exception as error:  # Pillow raises many kinds for bytes that are no image
+        raise DataError(
+            f"{source.name}: cannot be decoded: {error}; replace or remove it"
+        ) from error
+
+
+def _open(data: bytes | Image.Image) -> Image.Image:
+    if isinstance(data, Image.Image):
+        return data
+    return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+
+
+def _size(size: tuple[int, int], shorter_side: int | None) -> tuple[int, int]:
+    """Return size shrunk to a shorter side, sides rounded to the nearest pixel."""
+    short = min(size)
+    if shorter_side is None or short <= shorter_side:
+        return size
+    width, height = ((2 * side * shorter_side + short) // (2 * short) for side in size)
+    return width, height
+
+
+def _save(image: Image.Image, size: tuple[int, int], *, file_format: str, quality: int) -> bytes:
+    """Return an image's bytes as L or RGB, with nothing of its EXIF but the orientation."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode} has more than 8 bits")
+    pixels = image.convert("L" if image.mode == "L" else "RGB")
+    pixels.info = {}
+    if size != pixels.size:
+        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+    options: dict[str, Any] = {"quality": quality} if file_format == "jpg" else {}
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if orientation in range(2, 9):
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG" if file_format == "jpg" else "PNG", **options)
+    return buffer.getvalue()

@@ -1,0 +1,56 @@
+"""Names made from contents: canonical JSON, digests, uids and cache ids.
+
+Invariant: equal values give equal bytes on every machine; floats are written as Python's shortest
+round-trip form, keys are sorted, and NaN is refused.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import xxhash
+
+FORMAT_VERSION = 1
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return value as UTF-8 JSON with sorted keys and no spaces.
+
+    Raises:
+        ValueError: value holds NaN or an infinity.
+    """
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of value's canonical JSON as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sample_uid(key: str) -> int:
+    """Return a sample's uid: xxh3-64 of its key in UTF-8, an integer below 2**64."""
+    return xxhash.xxh3_64_intdigest(key.encode())
+
+
+def content_digest(data: bytes | memoryview) -> int:
+    """Return xxh3-64 of an image's file bytes, an integer below 2**64."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def cache_id(*, dataset_id: str, recipe_id: str, teacher_id: str, encoding: str) -> str:
+    """Return the id of the cache that these four make, 64 hexadecimal digits.
+
+    The number of views is not part of it: views may be added to a cache.
+    """
+    return digest(
+        {
+            "format": FORMAT_VERSION,
+            "dataset": dataset_id,
+            "recipe": recipe_id,
+            "teacher": teacher_id,
+            "encoding": encoding,
+        }
+    )

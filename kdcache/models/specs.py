@@ -1,0 +1,127 @@
+"""Names to networks: "torchvision:resnet50" or "package.module:factory".
+
+A factory is the user's own code and runs as such; it is imported from the current folder too.
+Nothing read from a cache is ever given to this module.
+"""
+
+import importlib
+import inspect
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdcache.errors import UsageError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def build_network(spec: str, *, num_classes: int | None) -> nn.Module:
+    """Return the network that a spec names, with fresh weights.
+
+    num_classes: given to the model or factory where it takes it; None leaves its own default.
+
+    Raises:
+        UsageError: the spec names nothing, or its factory fails.
+    """
+    source, colon, name = spec.partition(":")
+    if not colon or not source or not name:
+        raise UsageError(f"model {spec!r}: expected torchvision:NAME or package.module:factory")
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    if source == "torchvision":
+        return _torchvision(name, options)
+    return _call(_factory(spec, source, name), options, spec)
+
+
+def _torchvision(name: str, options: dict[str, int]) -> nn.Module:
+    from torchvision.models import get_model, list_models
+
+    known = list_models()
+    if name not in known:
+        near = [other for other in known if name[:4] in other][:8]
+        raise UsageError(
+            f"torchvision has no model {name!r}; near it: {', '.join(near or known[:8])}"
+        )
+    quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network: nn.Module = get_model(name, weights=None, **options, **quiet)
+    return network
+
+
+def _factory(spec: str, module: str, name: str) -> Callable[..., Any]:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise UsageError(f"model {spec!r}: cannot import {module}: {error}") from error
+    if not callable(found):
+        raise UsageError(f"model {spec!r}: {module} has no factory named {name}")
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def _call(factory: Callable[..., Any], options: dict[str, int], spec: str) -> nn.Module:
+    parameters = inspect.signature(factory).parameters
+    takes = "num_classes" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+    try:
+        network = factory(**options) if takes else factory()
+    except Exception as error:
+        raise UsageError(f"model {spec!r}: its factory failed: {error!r}") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(
+            f"model {spec!r}: its factory gave {type(network)}, expected a torch Module"
+        )
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file, or a PyTorch file without code, into a network.
+
+    Raises:
+        UsageError: the file is missing, holds more than tensors, or does not fit the network.
+    """
+    state = _read_weights(path)
+    expected = network.state_dict()
+    absent, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("missing", absent), ("unknown", extra), ("shaped otherwise", shapes))
+        if names
+    ]
+    if problems:
+        raise UsageError(f"{path}: weights do not fit the model; {'; '.join(problems)}")
+    network.load_state_dict(state)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such weights file") from None
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"{path}: holds more than tensors, and loading it could run code; save its state_dict "
+            "as safetensors"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UsageError(f"{path}: not a readable weights file: {error}") from error
+    if isinstance(state, dict):
+        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
+        if all(isinstance(value, Tensor) for value in state.values()):
+            return {name.removeprefix("module."): value for name, value in state.items()}
+    raise UsageError(f"{path}: expected a state_dict of tensors")

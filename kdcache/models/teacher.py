@@ -1,0 +1,136 @@
+"""A frozen, fingerprinted network with its preprocessing."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.errors import UsageError
+from kdcache.identity import digest
+from kdcache.models.specs import build_network, load_weights
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What follows uint8 pixels: division by 255, minus mean, over std; per RGB channel."""
+
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        """Return uint8 pixels normalised, float32, on their device."""
+        mean = torch.tensor(self.mean, device=pixels_N3HW.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels_N3HW.device)[:, None, None]
+        return (pixels_N3HW.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A network in evaluation mode; calling it changes nothing.
+
+    spec: the name it was built from. weights_id: sha256 of its weights.
+    """
+
+    network: nn.Module
+    spec: str
+    weights_id: str
+    preprocessing: Preprocessing
+    precision: Precision
+    device: torch.device
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Return what a cache keeps of the teacher; id is its fingerprint."""
+        parts = {
+            "weights": self.weights_id,
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
+            "precision": self.precision,
+        }
+        return {"id": digest(parts), "spec": self.spec, **parts}
+
+    @torch.inference_mode()
+    def __call__(self, pixels_N3HW: Tensor) -> Tensor:
+        """Return logits (N, C), float32, of uint8 pixels.
+
+        Raises:
+            UsageError: the network gives something else than logits (N, C).
+        """
+        images = self.preprocessing(pixels_N3HW.to(self.device, non_blocking=True))
+        images = images.contiguous(memory_format=torch.channels_last)
+        half = self.precision != "float32"
+        dtype = getattr(torch, self.precision) if half else None
+        with torch.autocast(self.device.type, dtype=dtype, enabled=half):
+            logits = self.network(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UsageError(
+                f"teacher {self.spec}: gave {found} for {len(images)} images, expected a tensor of "
+                "logits (images, classes)"
+            )
+        return logits.float()
+
+    def num_classes(self, size: int) -> int:
+        """Return the number of classes, read off one black image of the given side.
+
+        Raises:
+            UsageError: the network does not take this size, or has fewer than two classes.
+        """
+        try:
+            classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+        except RuntimeError as error:
+            raise UsageError(
+                f"teacher {self.spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
+            ) from error
+        if classes < 2:
+            raise UsageError(f"teacher {self.spec}: has {classes} class, distillation needs two")
+        return classes
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return the sha256 of a network's weights: names, dtypes, shapes and bytes, by name."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(plain.view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def load_teacher(
+    spec: str,
+    weights: Path | None,
+    *,
+    num_classes: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+    precision: Precision = "float32",
+    device: str = "cpu",
+) -> Teacher:
+    """Return the teacher that a spec and a weights file make.
+
+    weights: may be None only for a factory, which then loads its own.
+
+    Raises:
+        UsageError: the spec or the weights do not serve, or the device is not there.
+    """
+    if weights is None and spec.startswith("torchvision:"):
+        raise UsageError(f"teacher {spec}: without weights it knows nothing; give a weights file")
+    network = build_network(spec, num_classes=num_classes)
+    if weights is not None:
+        load_weights(network, weights)
+    network.eval().requires_grad_(False)
+    try:
+        place = torch.device(device)
+        network.to(place).to(memory_format=torch.channels_last)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from error
+    return Teacher(network, spec, weights_digest(network), preprocessing, precision, place)

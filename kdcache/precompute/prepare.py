@@ -1,0 +1,120 @@
+"""The cache that a batch job fills: made anew, or opened and checked against the job."""
+
+from pathlib import Path
+
+from kdcache.cache.create import create_cache
+from kdcache.cache.info import CacheInfo
+from kdcache.cache.store import Cache, is_cache, open_cache
+from kdcache.data.dataset import Dataset
+from kdcache.errors import MismatchError, UsageError
+from kdcache.models.teacher import Teacher
+from kdcache.precompute.span import write_versions
+from kdcache.recipe.schema import Recipe
+from kdcache.targets.encoding import parse_encoding
+
+DEFAULT_K = 32
+
+
+def default_encoding(num_classes: int) -> str:
+    """Return the encoding for a number of classes: dense f2 up to 64, then the 32 largest."""
+    return "dense:f2" if num_classes <= 2 * DEFAULT_K else f"topk:{DEFAULT_K}"
+
+
+def describe_cache(
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    teacher: Teacher,
+    encoding: str | None = None,
+    licences: dict[str, str | None] | None = None,
+    other_classes: bool = False,
+) -> CacheInfo:
+    """Return what the cache of a dataset, recipe and teacher is.
+
+    encoding: by default dense f2 up to 64 classes, else topk:32. licences: SPDX expressions of
+    data, weights and output. other_classes: the dataset's labels are not the teacher's classes.
+
+    Raises:
+        MismatchError: the teacher has another number of classes than the dataset.
+        UsageError: the encoding is unknown, or the teacher does not serve.
+    """
+    num_classes = teacher.num_classes(recipe.size)
+    if dataset.num_classes not in (None, num_classes) and not other_classes:
+        raise MismatchError(
+            f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
+            f"{dataset.num_classes}; pass another teacher, or --other-classes if the dataset's "
+            "labels mean something else"
+        )
+    same = dataset.num_classes == num_classes and not other_classes
+    return CacheInfo(
+        dataset={
+            "id": dataset.id,
+            "num_samples": dataset.num_samples,
+            "tars": [
+                {"name": tar.name, "num_rows": tar.num_rows, "digest": tar.digest}
+                for tar in dataset.tars
+            ],
+        },
+        recipe=recipe,
+        teacher=teacher.description,
+        encoding=parse_encoding(encoding or default_encoding(num_classes), num_classes),
+        num_classes=num_classes,
+        classes=dataset.classes if same else None,
+        licences={part: (licences or {}).get(part) for part in ("data", "weights", "output")},
+        versions=write_versions(teacher),
+    )
+
+
+def prepare_cache(
+    path: Path, info: CacheInfo, *, dataset: Dataset, num_views: int, span_views: int | None = None
+) -> Cache:
+    """Return the cache at path: opened if it is this one, created if nothing is there.
+
+    Raises:
+        MismatchError: the cache there has another dataset, recipe, teacher or encoding.
+        UsageError: it has another number of views, or something else stands there.
+    """
+    if not is_cache(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path}: holds something that is no cache; choose an empty path")
+        rows = [dataset.rows(tar) for tar in range(len(dataset.tars))]
+        return create_cache(
+            path,
+            info,
+            num_views=num_views,
+            span_views=span_views,
+            uids=[dataset.uids[r] for r in rows],
+            contents=[dataset.contents[r] for r in rows],
+        )
+    cache = open_cache(path)
+    check_same(cache, info)
+    if cache.grid.num_views != num_views or span_views not in (None, cache.grid.span_views):
+        raise UsageError(
+            f"{path}: has {cache.grid.num_views} views in spans of {cache.grid.span_views}, this "
+            f"run asks for {num_views} views; pass its numbers, or choose another path"
+        )
+    return cache
+
+
+def check_same(cache: Cache, info: CacheInfo) -> None:
+    """Check that a cache is the one described.
+
+    Raises:
+        MismatchError: dataset, recipe, teacher or encoding differ; names each that does.
+    """
+    pairs = {
+        "dataset": (cache.info.dataset["id"], info.dataset["id"]),
+        "recipe": (cache.info.recipe.id, info.recipe.id),
+        "teacher": (cache.info.teacher["id"], info.teacher["id"]),
+        "encoding": (str(cache.info.encoding), str(info.encoding)),
+    }
+    differing = [
+        f"{name} {found[:12]}, this run has {wanted[:12]}"
+        for name, (found, wanted) in pairs.items()
+        if found != wanted
+    ]
+    if differing:
+        raise MismatchError(
+            f"{cache.path}: made with {'; with '.join(differing)}; pass what it was made with, or "
+            "choose another path for a new cache"
+        )

@@ -1,0 +1,70 @@
+"""What the stream hands over: uint8 pixels, labels and compact targets."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from kdcache.errors import UsageError
+from kdcache.targets.encoding import Encoding, Fields, SparseTarget
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFormat:
+    """How targets are read from their fields."""
+
+    encoding: Encoding
+    num_classes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N views of different samples.
+
+    pixels: uint8 (N, 3, H, W), channels last in memory. labels, partner_labels: int64 (N,), -1 for
+    none. weights: float32 (N,), share of a view's own label; its partner has the rest. tars, rows,
+    views: int64 (N,), what each view is. fields: encoded targets (N, width), if any.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    partner_labels: Tensor
+    weights: Tensor
+    tars: Tensor
+    rows: Tensor
+    views: Tensor
+    fields: Fields | None
+    format: TargetFormat | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def target(self, temperature: float) -> SparseTarget:
+        """Return the teacher's distribution for each view.
+
+        Raises:
+            UsageError: the stream has no targets, or they do not serve this temperature.
+        """
+        if self.fields is None or self.format is None:
+            raise UsageError("this stream has no targets; open it with a cache")
+        return self.format.encoding.decode(
+            self.fields, num_classes=self.format.num_classes, temperature=temperature
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with what training reads on a device, by way of pinned memory."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "cuda":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
+
+        return replace(
+            self,
+            pixels=move(self.pixels),
+            labels=move(self.labels),
+            partner_labels=move(self.partner_labels),
+            weights=move(self.weights),
+            fields=None if self.fields is None else {k: move(v) for k, v in self.fields.items()},
+        )

@@ -1,0 +1,109 @@
+"""(seed, epoch, rank, world) to the order of views; pure.
+
+Tars are shuffled, then the blocks of each tar; ranks take blocks in turn; each view is then delayed
+by a random share of a window of blocks. The order does not know of worker processes. All ranks get
+the same number of batches; the views left over differ from epoch to epoch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.recipe.draws import Stream, permutation, uniforms
+from kdcache.recipe.plan import block_slices
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a tar: number of the tar, first row, and the row after the last."""
+
+    tar: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The samples to order.
+
+    starts: first row of each tar and the total. uids: uint64 of all rows. usable: bool of all rows.
+    block: rows of a block.
+    """
+
+    starts: NDArray[np.int64]
+    uids: NDArray[np.uint64]
+    usable: NDArray[np.bool_]
+    block: int
+
+    def blocks(self, tar: int) -> list[Block]:
+        """Return the blocks of a tar that hold usable rows."""
+        base = int(self.starts[tar])
+        rows = block_slices(int(self.starts[tar + 1]) - base, self.block)
+        return [
+            Block(tar, r.start, r.stop)
+            for r in rows
+            if self.usable[base + r.start : base + r.stop].any()
+        ]
+
+    def rows(self, block: Block) -> NDArray[np.intp]:
+        """Return the usable rows of a block, counted within the block."""
+        base = int(self.starts[block.tar])
+        return np.flatnonzero(self.usable[base + block.start : base + block.stop])
+
+
+@dataclass(frozen=True, eq=False)
+class EpochOrder:
+    """One rank's share of an epoch.
+
+    blocks: in the order they are rendered. block_M, row_M: for each view in the order handed over,
+    its position in blocks and its row within the block. num_batches: the same on all ranks.
+    """
+
+    blocks: Sequence[Block]
+    block_M: NDArray[np.intp]
+    row_M: NDArray[np.intp]
+    num_batches: int
+
+
+def sequential_order(extent: Extent, *, batch_size: int) -> EpochOrder:
+    """Return all usable rows in the order of the tars; the last batch may be shorter."""
+    blocks = [block for tar in range(len(extent.starts) - 1) for block in extent.blocks(tar)]
+    block_M, row_M = _rows(extent, blocks)
+    return EpochOrder(blocks, block_M, row_M, -(-len(row_M) // batch_size))
+
+
+def shuffled_order(
+    extent: Extent, *, seed: int, epoch: int, rank: int, world: int, batch_size: int, window: int
+) -> EpochOrder:
+    """Return a rank's share of a shuffled epoch; views of the last, partial batch are left out.
+
+    window: blocks over which views are spread; memory holds about that many at a time.
+    """
+    blocks = _shuffled_blocks(extent, seed, epoch)
+    counts = [sum(len(extent.rows(b)) for b in blocks[r::world]) for r in range(world)]
+    num_batches = min(counts) // batch_size
+    mine = blocks[rank::world]
+    block_M, row_M = _rows(extent, mine)
+    base_M = np.array([extent.starts[b.tar] + b.start for b in mine], np.int64)[block_M]
+    uids_M = extent.uids[base_M + row_M]
+    delay_M = uniforms(seed, uids_M, view=epoch, count=1, stream=Stream.SHUFFLE)[:, 0]
+    order_M = np.argsort(block_M + window * delay_M, kind="stable")[: num_batches * batch_size]
+    return EpochOrder(mine, block_M[order_M], row_M[order_M], num_batches)
+
+
+def _shuffled_blocks(extent: Extent, seed: int, epoch: int) -> list[Block]:
+    num_tars = len(extent.starts) - 1
+    ordered = []
+    for tar in permutation(seed, 0, view=epoch, count=num_tars, stream=Stream.ORDER):
+        blocks = extent.blocks(int(tar))
+        order = permutation(seed, int(tar) + 1, view=epoch, count=len(blocks), stream=Stream.ORDER)
+        ordered += [blocks[i] for i in order]
+    return ordered
+
+
+def _rows(extent: Extent, blocks: Sequence[Block]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    rows = [extent.rows(block) for block in blocks]
+    position = np.repeat(np.arange(len(blocks)), [len(found) for found in rows])
+    return position, np.concatenate(rows) if rows else np.empty(0, np.intp)

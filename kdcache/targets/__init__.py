@@ -1,0 +1,1 @@
+"""Logits to compact targets and back; pure."""
