@@ -65,10 +65,10 @@ test: setup ## run the tests; ARGS="-k name" goes to pytest
 # --- jobs ----------------------------------------------------------------------------------
 
 demo: setup ## run the whole pipeline on a small dataset into build/demo; SEED=0
-	$(BIN)/python pipelines/demo.py --seed $(SEED) $(ARGS)
+	$(BIN)/python -m pipelines.demo --seed $(SEED) $(ARGS)
 
 demo-table: setup ## print the table of the demo's results
-	$(BIN)/python pipelines/demo_table.py $(ARGS)
+	$(BIN)/python -m pipelines.demo_table $(ARGS)
 
 pack: EXAMPLE = make pack DATA=photos OUT=build/photos
 pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT

@@ -1,7 +1,7 @@
 """Scikit-learn's handwritten digits as images, and the two networks that learn them.
 
-Each of the 1,797 digits (8 x 8 pixels) is enlarged to a random size of 0.6 to 1.0 of a 32 x 32 frame and
-placed once at random in it. Which digits teach, train and test follows from the seed.
+Each of the 1,797 digits (8 x 8 pixels) is enlarged to a random size of 0.6 to 1.0 of a 32 x 32
+frame and placed once at random in it. Which digits teach, train and test follows from the seed.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def load_split(seed: int) -> Split:
 
 
 class DigitNet(nn.Module):
-    """Convolutions of 3 x 3 with batch norm, max-pooled but for the last; then a mean and a layer."""
+    """Convolutions of 3 x 3 with batch norm, two max-pools, a mean and a linear layer."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()

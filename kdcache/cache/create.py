@@ -15,7 +15,7 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.layout import Grid, make_grid
-from kdcache.cache.store import Arrays, Cache, open_cache
+from kdcache.cache.store import Arrays, Cache, check_pipeline, open_cache
 from kdcache.errors import UsageError
 from kdcache.targets.encoding import Compression, FieldSpec
 
@@ -112,8 +112,10 @@ def create_cache(
     num_views; by default the largest up to 8.
 
     Raises:
-        UsageError: the path holds something else, cannot be written, or the views do not fit spans.
+        UsageError: the path holds something else, cannot be written, the views do not fit spans, or
+            zarr runs a codec pipeline that skips checksums.
     """
+    check_pipeline()
     rows = [len(tar_uids) for tar_uids in uids]
     grid = make_grid(rows, num_views=num_views, span_views=span_views, block=info.recipe.block)
     samples = {"rows": np.array(rows, np.uint32)}

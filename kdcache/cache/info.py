@@ -87,6 +87,6 @@ def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheIn
         )
         if info.id == body["id"]:
             return info
-    except (KeyError, TypeError, UsageError) as error:
+    except (AttributeError, KeyError, TypeError, UsageError) as error:
         raise CorruptError(f"{source}/zarr.json: damaged attributes: {error}") from error
     raise CorruptError(f"{source}/zarr.json: attributes give another id than they state")

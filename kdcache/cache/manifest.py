@@ -65,7 +65,7 @@ def _read(folder: Folder, name: str) -> dict[str, Any]:
         claimed = body.pop("digest")
         if digest(body) == claimed and body.pop("format") == FORMAT_VERSION:
             return dict(body)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise CorruptError(f"{where}: damaged record; delete it and run precompute again")
 
@@ -101,7 +101,7 @@ def read_commit(folder: Folder, span: Span) -> Commit:
     """
     try:
         body = _read(folder, span.commit_name)
-        return Commit(
+        commit = Commit(
             **{
                 **body,
                 "views": tuple(body["views"]),
@@ -113,11 +113,17 @@ def read_commit(folder: Folder, span: Span) -> Commit:
         raise IncompleteError(
             f"{folder.path}: span {span} is not computed; run kdcache precompute again"
         ) from None
-    except TypeError:
+    except (KeyError, TypeError):
         raise CorruptError(
             f"{folder.path / span.commit_name}: fields are missing; delete it and run "
             "precompute again"
         ) from None
+    if (commit.tar, commit.run) != span:
+        raise CorruptError(
+            f"{folder.path / span.commit_name}: the record of span {commit.tar}-{commit.run}; "
+            "delete it and run precompute again"
+        )
+    return commit
 
 
 def committed(folder: Folder) -> set[Span]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdcache.errors import CorruptError
+from kdcache.errors import CorruptError, UsageError
 
 
 class Folder:
@@ -97,15 +97,30 @@ class Folder:
 
         Locks are byte ranges of one file, released by the system when a process dies. A process
         may hold one at a time: POSIX drops all of them when it closes the file once.
+
+        Raises:
+            UsageError: the folder is read-only, or its file system has no locks.
         """
-        with (self.path / ".lock").open("ab") as file:
+        try:
+            file = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise self._no_lock(error) from error
+        with file:
             try:
                 flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
                 fcntl.lockf(file, flags, 1, number)
+                held = True
             except (BlockingIOError, PermissionError):
-                yield False
-                return
-            yield True  # closing the file releases the lock
+                held = False
+            except OSError as error:
+                raise self._no_lock(error) from error
+            yield held  # closing the file releases the lock
+
+    def _no_lock(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"{self.path / '.lock'}: cannot be locked: {error.strerror}; give permission to write "
+            "there, or choose another path, then run precompute again"
+        )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -61,13 +61,22 @@ def open_cache(path: Path) -> "Cache":
     """
     if not is_cache(path):
         raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
+    check_pipeline()
+    return Cache(path)
+
+
+def check_pipeline() -> None:
+    """Check that zarr verifies checksums.
+
+    Raises:
+        UsageError: zarr runs a codec pipeline that skips them.
+    """
     pipeline = str(zarr.config.get("codec_pipeline.path"))
     if "zarrs" in pipeline:
         raise UsageError(
             f"zarr's codec pipeline is {pipeline}, which skips checksums on partial reads; "
             "unset codec_pipeline.path"
         )
-    return Cache(path)
 
 
 class Cache:
@@ -82,7 +91,10 @@ class Cache:
         self.rows: NDArray[np.int64] = self._get("rows", slice(None)).astype(np.int64)
         shape, shards = self._array(self.info.specs[0].name).shape, self._span_views()
         self.grid = Grid(shape[0], shape[1], shards, shape[2], self.info.recipe.block)
+        if self.rows.min() < 1 or self.rows.max() > self.grid.max_rows:
+            raise CorruptError(f"{self.path}/rows: damaged or missing; take a sound copy of it")
         self.commit = lru_cache(maxsize=4096)(self._read_commit)
+        self._proven = lru_cache(maxsize=4096)(self._prove)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (open_cache, (self.path,))
@@ -104,9 +116,15 @@ class Cache:
             self._arrays, self._pid = {}, os.getpid()
         if name not in self._arrays:
             try:
-                self._arrays[name] = self._root()[name]
+                # Every object is written, even one of nothing but fill values.
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    self._arrays[name] = self._root()[name]
             except KeyError:
                 raise CorruptError(f"{self.path}: array {name} is missing") from None
+            except CorruptError:
+                raise
+            except Exception as error:  # zarr raises many kinds
+                raise CorruptError(f"{self.path}/{name}/zarr.json: damaged: {error}") from error
         return self._arrays[name]
 
     def _get(self, name: str, where: Any) -> NDArray[Any]:
@@ -123,14 +141,34 @@ class Cache:
 
     def uids(self, tar: int) -> NDArray[np.uint64]:
         """Return the uids of a tar's rows, uint64."""
-        return np.asarray(self._get("uids", (tar,)))[: self.rows[tar]]
+        return self._samples("uids", tar)
 
     def contents(self, tar: int) -> NDArray[np.uint64]:
         """Return the digests of a tar's image files, uint64."""
-        return np.asarray(self._get("contents", (tar,)))[: self.rows[tar]]
+        return self._samples("contents", tar)
+
+    def _samples(self, name: str, tar: int) -> NDArray[np.uint64]:
+        found = self._get(name, (tar,))[: self.rows[tar]]
+        if not found.all():  # zero is the fill value
+            raise CorruptError(f"{self.path}/{name}: tar {tar} is missing; take a sound copy of it")
+        return found
 
     def _read_commit(self, span: Span) -> Commit:
         return read_commit(self.folder, span)
+
+    def _prove(self, span: Span) -> Commit:
+        """Return a span's record, its objects compared with it; done once in each process.
+
+        Checksums within an object do not tell that it is missing or another span's.
+        """
+        commit = self.commit(span)
+        for name in object_names(span, self.info.specs):
+            if self.folder.digest(name) != commit.objects.get(name):
+                raise CorruptError(
+                    f"{self.path / name}: its sha256 differs from its commit record; delete the "
+                    "record and run precompute again"
+                )
+        return commit
 
     def missing(self) -> list[Span]:
         """Return the spans that are not committed, in order."""
@@ -190,10 +228,7 @@ class Cache:
             )
             write_commit(self.folder, commit)
         except OSError as error:
-            raise UsageError(
-                f"{self.path}: cannot write span {span}: {error.strerror or error}; committed "
-                "spans are safe; free space or permissions, then run precompute again"
-            ) from error
+            raise self._cannot_write(f"span {span}", error) from error
         return commit
 
     def _unusable(self, fields: Arrays) -> tuple[int, ...]:
@@ -207,7 +242,7 @@ class Cache:
             IncompleteError: the tile is not computed.
             CorruptError: its bytes are damaged or unlike its commit record.
         """
-        commit = self.commit(self.grid.span_of(tar, view))
+        commit = self._proven(self.grid.span_of(tar, view))
         rows = int(self.rows[tar])
         arrays = {s.name: self._get(s.name, (tar, view))[:rows] for s in self.info.specs}
         fields = {name: torch.from_numpy(_signed(array)) for name, array in arrays.items()}
@@ -228,9 +263,9 @@ class Cache:
 
         Raises:
             IncompleteError: the tile is not computed.
-            CorruptError: the object is damaged.
+            CorruptError: the object is missing or damaged.
         """
-        self.commit(self.grid.span_of(tar, view))
+        self._proven(self.grid.span_of(tar, view))
         blocks = -(-int(self.rows[tar]) // self.grid.block)
         return self._get("witness", (tar, view))[:blocks]
 
@@ -239,6 +274,7 @@ class Cache:
 
         Raises:
             IncompleteError: spans are missing.
+            UsageError: the disk is full or read-only.
         """
         absent = self.missing()
         if absent:
@@ -247,11 +283,20 @@ class Cache:
                 "run kdcache precompute again"
             )
         seal = summarise(self.folder, self.grid, self.info.id)
-        write_seal(self.folder, seal)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # zarr warns that others may not know the format
-            zarr.consolidate_metadata(str(self.path))
+        try:
+            write_seal(self.folder, seal)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # zarr warns that others may not know the format
+                zarr.consolidate_metadata(str(self.path))
+        except OSError as error:
+            raise self._cannot_write("the seal", error) from error
         return seal
+
+    def _cannot_write(self, what: str, error: OSError) -> UsageError:
+        return UsageError(
+            f"{self.path}: cannot write {what}: {error.strerror or error}; committed spans are "
+            "safe; free space or permissions, then run precompute again"
+        )
 
 
 def _signed(array: NDArray[Any]) -> NDArray[Any]:

@@ -76,6 +76,7 @@ def train(
       kdcache train --data build/photos --cache build/cache --student torchvision:resnet18
       --epochs 300 --out build/run
     """
+    from kdcache.recipe.schema import load_recipe
     from kdcache.student.config import make_config
     from kdcache.student.loop import train as train_student
     from kdcache.student.setup import Sources, make_run, reuse_factor
@@ -100,7 +101,8 @@ def train(
         eval_every=eval_every,
         save_every=save_every,
     )
-    sources = Sources(data, cache, recipe, val_data, val_cache)
+    plan = None if recipe is None else load_recipe(recipe)
+    sources = Sources(data, cache, plan, val_data, val_cache)
     run = make_run(config, sources, folder=out, device=device, max_reuse=max_reuse)
     reuse = reuse_factor(config, run.stream)
     views = "fresh views" if reuse is None else f"{run.stream.num_views} stored views, "

@@ -55,7 +55,7 @@ def build_index(
     """Return the dataset of tars, in the order given, all below root.
 
     num_classes: by default the number of classes, else one above the highest label.
-    progress: called after each tar with the number of tars done.
+    progress: called after each tar with 1.
 
     Raises:
         UsageError: no path, a path outside root, or num_classes other than the number of classes.
@@ -78,7 +78,7 @@ def build_index(
         tars.append(TarEntry(name, len(rows), path.stat().st_size, digest))
         tables.append(rows)
         if progress is not None:
-            progress(len(tars))
+            progress(1)
     rows = np.concatenate(tables)
     if num_classes is None and rows["labels"].max() >= 0:
         num_classes = int(rows["labels"].max()) + 1

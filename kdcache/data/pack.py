@@ -70,7 +70,7 @@ def pack(
     """Write a source's images as tars to a new or empty folder, and return their saved dataset.
 
     The work is done in a folder beside it, whose name ends in .partial.
-    progress: called after each image with the number of images done.
+    progress: called after each image with 1.
 
     Raises:
         UsageError: the folder is not empty or cannot be written.
@@ -107,16 +107,14 @@ def _write_tars(
 
     order = _order(source.keys, options.shuffle_seed)
     paths: list[Path] = []
-    done = 0
     for start in range(0, len(order), options.rows_per_tar):
         path = folder / f"{len(paths):06d}.tar"
         with path.open("wb") as file:
             with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o444) as writer:
                 for row in order[start : start + options.rows_per_tar]:
                     writer.write(_members(source.keys[row], source.read(row), options=options))
-                    done += 1
                     if progress is not None:
-                        progress(done)
+                        progress(1)
             file.flush()
             os.fsync(file.fileno())
         paths.append(path)

@@ -214,7 +214,7 @@ def _members(path: Path, file: _TarFile) -> Iterator[tarfile.TarInfo]:
         while (member := tar.next()) is not None:
             if not member.offset_data <= tar.offset <= file.size_bytes:
                 raise tarfile.ReadError(f"{member.name} claims {member.size} bytes")
-            tar.members  # type: ignore[attr-defined]  # not in typeshed; else all are kept
+            tar.members.clear()  # type: ignore[attr-defined]  # not in typeshed; else all are kept
             at = tar.offset
             yield member
         file.seek(at)

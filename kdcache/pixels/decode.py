@@ -7,9 +7,9 @@ grey keeps its high byte, CMYK is converted as Pillow does.
 """
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -21,6 +21,11 @@ from kdcache.recipe.schema import Decode
 
 SCALES = (8, 4, 2, 1)
 FORMATS = ("JPEG", "PNG", "WEBP")
+# What Pillow's readers raise over damaged files, found by damaging files.
+_DAMAGE = (
+    OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 Pixels = NDArray[np.uint8]
 
@@ -48,13 +53,17 @@ def read_header(data: bytes, decode: Decode) -> Header:
     """
     header = _jpeg_header(data) if decode.exif == "ignore" else None
     if header is None:
-        header = _pillow_header(data, decode.exif)
-    if header.width * header.height > decode.max_pixels:
+        return _pillow_header(data, decode)
+    _refuse_huge(header.width, header.height, decode)
+    return header
+
+
+def _refuse_huge(width: int, height: int, decode: Decode) -> None:
+    if width * height > decode.max_pixels:
         raise DataError(
-            f"{header.width} x {header.height} pixels, the recipe's decode.max_pixels is "
+            f"{width} x {height} pixels, the recipe's decode.max_pixels is "
             f"{decode.max_pixels}; shrink the image, for instance with kdcache pack --shorter-side"
         )
-    return header
 
 
 def _jpeg_header(data: bytes) -> Header | None:
@@ -78,22 +87,23 @@ def _open(data: bytes) -> Image.Image:
         raise DataError("the image file is empty")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         reason = str(error).replace("<_io.BytesIO object at ", "").split(" 0x")[0]
         raise DataError(f"not a readable JPEG, PNG or WebP image: {reason}") from None
 
 
-def _pillow_header(data: bytes, exif: Literal["ignore", "apply"]) -> Header:
+def _pillow_header(data: bytes, decode: Decode) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(data) as image:
             width, height = image.size
+            _refuse_huge(width, height, decode)  # reading a PNG's EXIF decodes it
             scalable = image.format in ("JPEG", "MPO")
             orientation = 1
-            if exif == "apply":
+            if decode.exif == "apply":
                 try:
                     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                except (OSError, ValueError, SyntaxError) as error:
+                except _DAMAGE as error:
                     raise DataError(f"unreadable EXIF: {error}") from None
     turned = orientation in range(2, 9)
     if orientation in range(5, 9):
@@ -102,7 +112,9 @@ def _pillow_header(data: bytes, exif: Literal["ignore", "apply"]) -> Header:
 
 
 def decode_simplejpeg(data: bytes, header: Header, *, scale: int) -> Pixels | None:
-    """Return uint8 RGB (H, W, 3) of a clean JPEG at 1/scale, or None where simplejpeg warns."""
+    """Return uint8 RGB (H, W, 3) of a clean JPEG at 1/scale, or None where simplejpeg may not."""
+    if scale > 1 and max(header.width, header.height) < 8:
+        return None  # it takes the largest of the factors that give a size: 5/8, not 1/2, for 3 x 3
     tall, wide = -(-header.height // scale), -(-header.width // scale)
     least = (tall, wide) if scale > 1 else (0, 0)
     try:
@@ -127,7 +139,7 @@ def decode_pillow(data: bytes, header: Header, *, scale: int) -> Pixels:
                 image.load()
                 turned = ImageOps.exif_transpose(image) if header.turned else image
                 return _to_rgb(turned)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except _DAMAGE as error:
                 raise DataError(f"cannot be decoded: {error}") from None
 
 

@@ -51,12 +51,13 @@ def crop_scaled(pixels: Pixels, box: Sequence[int], *, scale: int, size: tuple[i
 
     box: left, top, width, height in pixels of the whole image, whose (width, height) is size. Edges
     go to the nearest multiple of scale, never into a last column or row that the image fills in
-    part.
+    part; one column and one row are always left.
     """
     (left, top, wide, tall), half = box, scale // 2
-    x0, y0 = (left + half) // scale, (top + half) // scale
-    x1 = min((left + wide + half) // scale, max(size[0] // scale, 1))
-    y1 = min((top + tall + half) // scale, max(size[1] // scale, 1))
+    last_x, last_y = max(size[0] // scale, 1), max(size[1] // scale, 1)
+    x0, y0 = min((left + half) // scale, last_x - 1), min((top + half) // scale, last_y - 1)
+    x1 = min((left + wide + half) // scale, last_x)
+    y1 = min((top + tall + half) // scale, last_y)
     return pixels[y0:y1, x0:x1]
 
 

@@ -78,14 +78,18 @@ def prepare_cache(
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path}: holds something that is no cache; choose an empty path")
         rows = [dataset.rows(tar) for tar in range(len(dataset.tars))]
-        return create_cache(
-            path,
-            info,
-            num_views=num_views,
-            span_views=span_views,
-            uids=[dataset.uids[r] for r in rows],
-            contents=[dataset.contents[r] for r in rows],
-        )
+        try:
+            return create_cache(
+                path,
+                info,
+                num_views=num_views,
+                span_views=span_views,
+                uids=[dataset.uids[r] for r in rows],
+                contents=[dataset.contents[r] for r in rows],
+            )
+        except UsageError:
+            if not is_cache(path):  # else another process has just made it
+                raise
     cache = open_cache(path)
     check_same(cache, info)
     if cache.grid.num_views != num_views or span_views not in (None, cache.grid.span_views):

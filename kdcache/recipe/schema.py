@@ -128,6 +128,8 @@ def _describe(error: ValidationError) -> str:
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             problem = f"unknown field; allowed: {_allowed(item['loc'])}"
+        elif item["type"] == "union_tag_not_found":
+            problem = "law is missing; allowed: inception, mild, centre, full"
         elif not isinstance(item["input"], dict):
             problem += f", found {item['input']!r}"
         lines.append(f"{where}: {problem}")

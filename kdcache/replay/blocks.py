@@ -20,6 +20,7 @@ from kdcache.recipe.plan import FULL_WEIGHT
 from kdcache.replay.order import Block
 
 TILES_KEPT = 4
+SHARE_BYTES = 1 << 20  # handing over a shared tensor costs about as much as copying this much
 
 
 class Request(NamedTuple):
@@ -34,11 +35,11 @@ class Request(NamedTuple):
 class StreamedBlock:
     """A block of N rows, ready to be cut into batches.
 
-    pixels: uint8 tensor (N, H, W, 3). Arrays: labels and partner_labels int64, weights float32;
-    fields: encoded targets (N, width).
+    pixels: uint8 (N, H, W, 3), a tensor in shared memory where it is large. Arrays: labels and
+    partner_labels int64, weights float32; fields: encoded targets (N, width).
     """
 
-    pixels: Tensor
+    pixels: Tensor | NDArray[np.uint8]
     labels: NDArray[np.int64]
     partner_labels: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -81,8 +82,9 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
         labels = self.source.labels(block.tar, rows)
         params = rendered.params[0]
         fields = None if tile is None else {k: v[rows].numpy() for k, v in tile.fields.items()}
+        pixels = rendered.pixels_GNHW3[0]
         return StreamedBlock(
-            pixels=torch.from_numpy(rendered.pixels_GNHW3[0]),
+            pixels=torch.from_numpy(pixels) if pixels.nbytes >= SHARE_BYTES else pixels,
             labels=labels,
             partner_labels=labels[params.partners_N],
             weights=(params.weights_N / FULL_WEIGHT).astype(np.float32),
@@ -125,7 +127,7 @@ def gather(
 ) -> dict[str, Any]:
     """Return arrays of `count` views; each part is a block, rows in it, and places in the batch."""
     first = parts[0][0]
-    pixels = torch.empty((count, *first.pixels.shape[1:]), dtype=torch.uint8)
+    pixels = np.empty((count, *first.pixels.shape[1:]), np.uint8)
     arrays = {
         name: np.empty(count, getattr(first, name).dtype)
         for name in ("labels", "partner_labels", "weights")
@@ -135,14 +137,14 @@ def gather(
         for name, array in (first.fields or {}).items()
     }
     for block, rows, places in parts:
-        pixels[torch.from_numpy(places)] = block.pixels[torch.from_numpy(rows)]
+        pixels[places] = np.asarray(block.pixels)[rows]
         for name, array in arrays.items():
             array[places] = getattr(block, name)[rows]
         for name, array in fields.items():
             assert block.fields is not None
             array[places] = block.fields[name][rows]
     return {
-        "pixels": pixels.permute(0, 3, 1, 2),
+        "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2),
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         "fields": {k: torch.from_numpy(v) for k, v in fields.items()} if fields else None,
     }

@@ -12,7 +12,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.models.teacher import Preprocessing
-from kdcache.recipe.schema import Recipe, load_recipe
+from kdcache.recipe.schema import Recipe
 from kdcache.replay.open import fixed_stream, label_stream, replay_stream
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from kdcache.student.config import TrainConfig
@@ -30,7 +30,7 @@ class Sources:
 
     data: Path
     cache: Path | None = None
-    recipe: Path | None = None
+    recipe: Recipe | None = None
     val_data: Path | None = None
     val_cache: Path | None = None
 
@@ -54,8 +54,7 @@ def make_run(
     """
     dataset = load_dataset(sources.data)
     cache = None if sources.cache is None else open_cache(sources.cache)
-    recipe = None if sources.recipe is None else load_recipe(sources.recipe)
-    stream = _stream(config, dataset, cache=cache, recipe=recipe)
+    stream = _stream(config, dataset, cache=cache, recipe=sources.recipe)
     reuse = reuse_factor(config, stream)
     if max_reuse is not None and reuse is not None and reuse > max_reuse:
         raise UsageError(

@@ -136,7 +136,7 @@ def test_progress_counts_the_images(folder: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     options = PackOptions(rows_per_tar=3)
     pack(open_source(str(folder)), tmp_path / "out", options=options, progress=seen.append)
-    assert seen == list(range(1, 8))
+    assert seen == [1] * 7
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

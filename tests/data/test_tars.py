@@ -186,9 +186,11 @@ def test_a_gigantic_or_negative_size_takes_no_memory(
 
 def test_a_scan_does_not_keep_the_members_that_it_passed(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"1") for i in range(100)])
-    for _ in scan_tar(path):
-        held = sum(type(found) is tarfile.TarInfo for found in gc.get_objects())
-        assert held < 10
+    scan = scan_tar(path)
+    for _ in range(100):
+        next(scan)
+    assert sum(type(found) is tarfile.TarInfo for found in gc.get_objects()) < 10
+    assert list(scan) == []
 
 
 def test_an_image_beyond_the_limit_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

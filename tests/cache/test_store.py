@@ -1,0 +1,368 @@
+"""Claims about targets on disk: what is read is what was written, or an error that says so."""
+
+import json
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import numcodecs
+import numpy as np
+import pytest
+import torch
+import zarr
+from google_crc32c import value as crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from kdcache.cache.layout import Span, object_names
+from kdcache.cache.store import Cache, open_cache
+from kdcache.errors import CorruptError, IncompleteError, KdcacheError
+from kdcache.targets.encoding import parse_encoding
+from tests.cache.filling import Filled, empty, full
+from tests.tiny import tree
+
+ENCODINGS = [("topk:1", 5), ("topk:3", 5), ("topk:5", 5), ("dense:f2", 5), ("dense:u1", 5)]
+
+
+@pytest.fixture(scope="module", params=["topk:3", "dense:f2", "dense:u1"])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """A complete cache with an unusable row in the first tar; tests damage copies of it."""
+    path = tmp_path_factory.mktemp("original") / "cache"
+    return full(path, encoding=request.param, unusable={0: (2,)})
+
+
+@pytest.fixture
+def damaged(original: Filled, tmp_path: Path) -> Path:
+    """The path of a copy of the original."""
+    return Path(shutil.copytree(original.cache.path, tmp_path / "copy"))
+
+
+# --- round trips ---------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    encoding=st.sampled_from([*ENCODINGS, ("topk:2", 70_000)]),
+    rows=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    runs=st.integers(1, 2),
+    span_views=st.integers(1, 3),
+    data=st.data(),
+)
+def test_every_tile_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    encoding: tuple[str, int],
+    rows: list[int],
+    runs: int,
+    span_views: int,
+    data: st.DataObject,
+) -> None:
+    unusable = {
+        tar: tuple(sorted(data.draw(st.sets(st.integers(0, count - 1)))))
+        for tar, count in enumerate(rows)
+    }
+    filled = full(
+        tmp_path_factory.mktemp("trip") / "cache",
+        encoding=encoding[0],
+        num_classes=encoding[1],
+        rows=rows,
+        unusable=unusable,
+        num_views=runs * span_views,
+        span_views=span_views,
+    )
+    again = open_cache(filled.cache.path)
+    assert (again.info, again.grid) == (filled.cache.info, filled.cache.grid)
+    assert again.missing() == []
+    filled.check_all(again)
+    assert again.totals().unusable == {tar: bad for tar, bad in unusable.items() if bad}
+    for span in again.grid.spans():
+        commit = again.commit(span)
+        assert commit.unusable == unusable[span.tar]
+        assert commit.views == tuple(again.grid.views(span))
+        assert commit.objects == {
+            name: again.folder.digest(name) for name in object_names(span, again.info.specs)
+        }
+
+
+def test_spans_may_be_written_in_any_order(tmp_path: Path) -> None:
+    forward = full(tmp_path / "forward")
+    backward = empty(tmp_path / "backward")
+    for span in reversed(list(backward.cache.grid.spans())):
+        backward.write(span)
+    assert tree(forward.cache.path) == tree(backward.cache.path)
+
+
+def test_a_span_written_again_is_the_same_bytes(tmp_path: Path) -> None:
+    filled = full(tmp_path / "c")
+    before, span = tree(filled.cache.path), Span(1, 0)
+    leftover = filled.cache.path / "values/c/1/0/0/0.0123abcd.partial"
+    leftover.write_bytes(b"cut")
+    commit = filled.cache.commit(span)
+    assert filled.write(span).objects == commit.objects
+    assert tree(filled.cache.path) == before
+
+
+def _inner_chunks(path: Path, count: int) -> list[bytes]:
+    """Read a shard by the format's text: an index of offsets and lengths at the end, checksums."""
+    data = path.read_bytes()
+    index, check = data[-16 * count - 4 : -4], data[-4:]
+    assert crc32c(index) == struct.unpack("<I", check)[0]
+    chunks = []
+    for offset, length in struct.iter_unpack("<QQ", index):
+        chunk = data[offset : offset + length]
+        assert crc32c(chunk[:-4]) == struct.unpack("<I", chunk[-4:])[0]
+        chunks.append(chunk[:-4])
+    return chunks
+
+
+def test_objects_can_be_read_by_hand(original: Filled) -> None:
+    cache = original.cache
+    for span in cache.grid.spans():
+        *shards, witness = (cache.path / n for n in object_names(span, cache.info.specs))
+        rows = int(cache.rows[span.tar])
+        for spec, shard in zip(cache.info.specs, shards, strict=True):
+            chunks = _inner_chunks(shard, cache.grid.span_views)
+            for view, chunk in zip(cache.grid.views(span), chunks, strict=True):
+                plain = numcodecs.blosc.decompress(chunk)
+                array = np.frombuffer(plain, np.dtype(spec.dtype).newbyteorder("<"))
+                array = array.reshape(cache.grid.max_rows, spec.width)
+                written = original.fields[span.tar, view][spec.name]
+                np.testing.assert_array_equal(array[:rows], written)
+                expected = np.full_like(array[rows:], spec.fill)
+                np.testing.assert_array_equal(array[rows:], expected)
+        raw = witness.read_bytes()
+        assert crc32c(raw[:-4]) == struct.unpack("<I", raw[-4:])[0]
+        stored = np.frombuffer(raw[:-4], "<u8").reshape(cache.grid.span_views, -1)
+        for view, found in zip(cache.grid.views(span), stored, strict=True):
+            written = original.witness[span.tar, view]
+            assert found[: len(written)].tolist() == written.tolist()
+            assert not found[len(written) :].any()
+
+
+def test_plain_zarr_reads_the_sealed_cache(cache: Cache) -> None:
+    cache.seal()
+    group = zarr.open_group(cache.path, mode="r")
+    assert group.metadata.consolidated_metadata is not None
+    tile = cache.read_tile(1, 3)
+    for name, field in tile.fields.items():
+        np.testing.assert_array_equal(group[name][1, 3].astype(field.numpy().dtype), field.numpy())
+
+
+# --- what is not there ---------------------------------------------------------------------
+
+
+def test_a_tile_without_commit_record_is_incomplete(original: Filled, damaged: Path) -> None:
+    (damaged / Span(0, 1).commit_name).unlink()
+    cache = open_cache(damaged)
+    assert cache.missing() == [Span(0, 1)]
+    for read in (cache.read_tile, cache.read_witness):
+        for view in (2, 3):
+            with pytest.raises(IncompleteError, match="span 0-1 is not computed"):
+                read(0, view)
+    original.check(cache, 0, 1)
+    original.check(cache, 1, 2)
+
+
+@pytest.mark.parametrize(("tar", "view"), [(0, 4), (0, -1), (3, 0), (-1, 0)])
+def test_a_tile_outside_the_grid_is_incomplete(original: Filled, tar: int, view: int) -> None:
+    for read in (original.cache.read_tile, original.cache.read_witness):
+        with pytest.raises(IncompleteError):
+            read(tar, view)
+
+
+# --- damage --------------------------------------------------------------------------------
+
+
+def _names(filled: Filled, span: Span) -> list[str]:
+    return list(object_names(span, filled.cache.info.specs))
+
+
+def _refuses(filled: Filled, cache: Cache, span: Span) -> bool:
+    """Read a span's tiles: each is refused or right; returns whether any is refused."""
+    refused = False
+    for view in cache.grid.views(span):
+        try:
+            filled.check(cache, span.tar, view)
+        except CorruptError as error:
+            assert str(cache.path) in str(error)
+            refused = True
+    return refused
+
+
+def test_a_deleted_object_is_found(original: Filled, damaged: Path) -> None:
+    span = Span(2, 1)
+    for name in _names(original, span):
+        data = (damaged / name).read_bytes()
+        (damaged / name).unlink()
+        cache = open_cache(damaged)
+        for view in cache.grid.views(span):
+            with pytest.raises(CorruptError, match=name):
+                cache.read_tile(2, view)
+            with pytest.raises(CorruptError, match=name):
+                cache.read_witness(2, view)
+        (damaged / name).write_bytes(data)
+    original.check_all(open_cache(damaged))
+
+
+def test_a_cut_or_longer_object_is_found(original: Filled, damaged: Path) -> None:
+    span = Span(2, 0)
+    warm = open_cache(damaged)
+    original.check_all(warm)
+    for name in _names(original, span):
+        data = (damaged / name).read_bytes()
+        cuts = {0, 1, 4, 20, len(data) // 2, len(data) - 4, len(data) - 1}
+        for other in [*(data[:cut] for cut in cuts), data + b"\0", data + data]:
+            (damaged / name).write_bytes(other)
+            assert _refuses(original, open_cache(damaged), span), (name, len(other))
+            _refuses(original, warm, span)
+        (damaged / name).write_bytes(data)
+    original.check_all(warm)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_in_an_object_is_found(original: Filled, data: st.DataObject) -> None:
+    """A cache that is opened finds it by sha256, one in use by checksum."""
+    path = original.cache.path
+    span = data.draw(st.sampled_from(list(original.cache.grid.spans())))
+    name = path / data.draw(st.sampled_from(_names(original, span)))
+    whole = name.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(whole) - 1))
+    warm = open_cache(path)
+    original.check_all(warm)
+    flipped = bytearray(whole)
+    flipped[bit // 8] ^= 1 << bit % 8
+    try:
+        name.write_bytes(flipped)
+        assert _refuses(original, open_cache(path), span)
+        assert _refuses(original, warm, span)
+    finally:
+        name.write_bytes(whole)
+
+
+def test_an_object_of_another_span_is_found(original: Filled, damaged: Path) -> None:
+    """Such an object is sound in itself: shapes and checksums agree."""
+    span = Span(2, 0)
+    for other in (Span(2, 1), Span(0, 0)):
+        for mine, theirs in zip(_names(original, span), _names(original, other), strict=True):
+            data = (damaged / mine).read_bytes()
+            shutil.copy(original.cache.path / theirs, damaged / mine)
+            cache = open_cache(damaged)
+            with pytest.raises(CorruptError, match=mine):
+                cache.read_tile(2, 0)
+            with pytest.raises(CorruptError, match=mine):
+                cache.read_witness(2, 0)
+            (damaged / mine).write_bytes(data)
+
+
+def test_all_objects_of_another_span_are_found(original: Filled, damaged: Path) -> None:
+    for mine, theirs in zip(
+        _names(original, Span(2, 0)), _names(original, Span(2, 1)), strict=True
+    ):
+        shutil.copy(original.cache.path / theirs, damaged / mine)
+    with pytest.raises(CorruptError):
+        open_cache(damaged).read_tile(2, 0)
+
+
+def test_damaged_sample_arrays_do_not_pass(original: Filled, damaged: Path) -> None:
+    for name in ("rows/c/0", "uids/c/2/0", "contents/c/2/0"):
+        data = (damaged / name).read_bytes()
+        for other in (data[:-1], b"", data[:3] + bytes([data[3] ^ 16]) + data[4:], None):
+            (damaged / name).unlink()
+            if other is not None:
+                (damaged / name).write_bytes(other)
+            with pytest.raises(CorruptError):
+                _read_all(damaged)
+        (damaged / name).write_bytes(data)
+    _read_all(damaged)
+
+
+def _read_all(path: Path) -> None:
+    cache = open_cache(path)
+    for tar in range(cache.grid.num_tars):
+        cache.read_tile(tar, 0)
+        cache.uids(tar)
+        cache.contents(tar)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_metadata_are_refused_or_change_no_target(
+    original: Filled, data: st.DataObject
+) -> None:
+    path = original.cache.path
+    name = data.draw(st.sampled_from(sorted(p.parent.name for p in path.glob("*/zarr.json"))))
+    file = path / name / "zarr.json" if data.draw(st.booleans()) else path / "zarr.json"
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = whole[:at] + data.draw(st.binary(max_size=2)) + whole[at + 1 :]
+    try:
+        file.write_bytes(changed)
+        cache = open_cache(path)
+        assert cache.info.id == original.cache.info.id
+        original.check_all(cache)
+    except KdcacheError:
+        pass
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_missing_array_is_named(damaged: Path, original: Filled) -> None:
+    name = original.cache.info.specs[-1].name
+    shutil.rmtree(damaged / name)
+    with pytest.raises(CorruptError, match=name):
+        _read_all(damaged)
+
+
+# --- processes -----------------------------------------------------------------------------
+
+
+class Tiles(Dataset[dict[str, torch.Tensor]]):
+    """Tiles of a cache by number, for DataLoader workers."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return self.cache.grid.num_tars * self.cache.grid.num_views
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return self.cache.read_tile(*divmod(number, self.cache.grid.num_views)).fields
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_worker_processes_read_the_same_tiles(complete: Path, context: str) -> None:
+    cache = open_cache(complete)
+    tiles = Tiles(cache)
+    here = [tiles[number] for number in range(len(tiles))]  # the parent has used zarr before its children do
+    loader = DataLoader(tiles, batch_size=None, num_workers=1, multiprocessing_context=context)
+    for found, expected in zip(loader, here, strict=True):
+        for name, field in expected.items():
+            assert torch.equal(found[name].nan_to_num(nan=7), field.nan_to_num(nan=7))
+
+
+def test_a_cache_survives_pickling(complete: Path) -> None:
+    cache = open_cache(complete)
+    cache.read_tile(0, 0)
+    again = pickle.loads(pickle.dumps(cache))
+    assert (again.path, again.info, again.grid) == (cache.path, cache.info, cache.grid)
+    assert again.read_witness(0, 1).tolist() == cache.read_witness(0, 1).tolist()
+
+
+def test_an_index_beyond_the_classes_is_found(tmp_path: Path) -> None:
+    """The teacher's classes are checked as well as digests: another writer may have a bug."""
+    filled = full(tmp_path / "c", encoding="topk:3", num_classes=5)
+    root = json.loads((tmp_path / "c" / "zarr.json").read_text())
+    root["attributes"]["kdcache"]["num_classes"] = 3
+    (tmp_path / "c" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(CorruptError):
+        filled.check_all(open_cache(tmp_path / "c"))
+
+
+def test_seventy_thousand_classes_are_kept(tmp_path: Path) -> None:
+    filled = full(tmp_path / "c", encoding="topk:4", num_classes=70_000, rows=(3,), num_views=2)
+    assert {a["indices"].dtype.str for a in filled.fields.values()} == {"<u4"}
+    assert max(a["indices"].max() for a in filled.fields.values()) > 65_535
+    filled.check_all(open_cache(tmp_path / "c"))
+    assert str(filled.cache.info.encoding) == str(parse_encoding("topk:4", 70_000))

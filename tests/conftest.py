@@ -1,0 +1,37 @@
+"""Fixtures that several folders share; tests must leave them as they are."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from kdcache.cache.store import Cache
+    from kdcache.data.dataset import Dataset
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> "Dataset":
+    """24 images in three tars of 10, 10 and 4."""
+    from tests import tiny  # imports torch
+
+    return tiny.make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory: pytest.TempPathFactory, dataset: "Dataset") -> Path:
+    """The path of a complete cache of the dataset: 4 views in spans of 2, topk:3 of 5 classes."""
+    from tests import tiny
+
+    path = tmp_path_factory.mktemp("complete") / "cache"
+    return tiny.precompute(path, dataset, tiny.make_recipe()).path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, complete: Path) -> "Cache":
+    """A copy of the complete cache, to be damaged at will."""
+    from kdcache.cache.store import open_cache
+
+    shutil.copytree(complete, tmp_path / "copy")
+    return open_cache(tmp_path / "copy")
