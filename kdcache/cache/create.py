@@ -15,6 +15,7 @@ from zarr.core.array_spec import ArrayConfigParams
 
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.layout import Grid, make_grid
+from kdcache.cache.objects import Folder
 from kdcache.cache.store import Arrays, Cache, check_pipeline, open_cache
 from kdcache.errors import UsageError
 from kdcache.targets.encoding import Compression, FieldSpec
@@ -130,7 +131,10 @@ def create_cache(
             group.attrs["kdcache"] = info.attributes()
             _create_arrays(group, info, grid)
             _create_samples(group, samples, grid)
-            os.rename(os.path.join(scratch, "cache"), path)
+            made = Folder(Path(scratch) / "cache")
+            files = (file for file in made.path.rglob("*") if file.is_file())
+            made.sync(tuple(str(file.relative_to(made.path)) for file in files))
+            os.rename(made.path, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot create the cache: {error.strerror}") from error
     return open_cache(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import CorruptError, UsageError
-from kdcache.identity import FORMAT_VERSION, cache_id
+from kdcache.identity import FORMAT_VERSION, cache_id, digest
 from kdcache.recipe.schema import Recipe, parse_recipe
 from kdcache.targets.encoding import Encoding, FieldSpec, parse_encoding
 
@@ -44,8 +44,8 @@ class CacheInfo:
         return self.encoding.specs(self.num_classes)
 
     def attributes(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON values."""
-        return {
+        """Return the attributes as plain JSON values; digest is of all others."""
+        body: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "id": self.id,
             "dataset": self.dataset,
@@ -57,6 +57,7 @@ class CacheInfo:
             "licences": self.licences,
             "versions": self.versions,
         }
+        return {**body, "digest": digest(body)}
 
 
 def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheInfo:
@@ -64,7 +65,7 @@ def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheIn
 
     Raises:
         UsageError: the format is newer than this kdcache reads, or this is no cache.
-        CorruptError: the attributes do not give the id that they state.
+        CorruptError: the attributes do not give the digest or the id that they state.
     """
     body = attributes.get("kdcache")
     if not isinstance(body, dict):
@@ -75,6 +76,10 @@ def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheIn
             "install the kdcache that wrote it"
         )
     try:
+        if digest({k: v for k, v in body.items() if k != "digest"}) != body["digest"]:
+            raise CorruptError(
+                f"{source}/zarr.json: attributes differ from their digest; take a sound copy of it"
+            )
         info = CacheInfo(
             dataset=body["dataset"],
             recipe=parse_recipe(body["recipe"], source=f"{source}: recipe"),

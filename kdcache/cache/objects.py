@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdcache.errors import CorruptError, UsageError
+from kdcache.files import sync, write_whole
 
 
 class Folder:
@@ -38,22 +39,7 @@ class Folder:
         """Write a whole object durably; return False, changing nothing, if it is there already."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                os.replace(partial, target)
-            else:
-                os.link(partial, target)
-        except FileExistsError:
-            return False
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-        return True
+        return write_whole(target, lambda path: path.write_bytes(data), replace=replace)
 
     def clear(self, names: tuple[str, ...]) -> None:
         """Delete objects and whatever a killed writer left beside them."""
@@ -67,14 +53,10 @@ class Folder:
         """Force objects, and the folders on the way to them, to the disk."""
         folders: set[Path] = set()
         for name in names:
-            descriptor = os.open(self.path / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(self.path / name)
             folders.update((self.path / name).relative_to(self.path).parents)
         for folder in sorted(folders, reverse=True):
-            _sync_folder(self.path / folder)
+            sync(self.path / folder)
 
     def digest(self, name: str) -> dict[str, int | str]:
         """Return an object's size in bytes and sha256.
@@ -121,11 +103,3 @@ class Folder:
             f"{self.path / '.lock'}: cannot be locked: {error.strerror}; give permission to write "
             "there, or choose another path, then run precompute again"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -283,11 +283,14 @@ class Cache:
                 "run kdcache precompute again"
             )
         seal = summarise(self.folder, self.grid, self.info.id)
+        if seal == read_seal(self.folder):
+            return seal
         try:
-            write_seal(self.folder, seal)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # zarr warns that others may not know the format
                 zarr.consolidate_metadata(str(self.path))
+            self.folder.sync(("zarr.json",))
+            write_seal(self.folder, seal)
         except OSError as error:
             raise self._cannot_write("the seal", error) from error
         return seal

@@ -6,7 +6,7 @@ import typer
 
 from kdcache import __version__
 from kdcache.cli import caches, data, precompute, student
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 
 app = typer.Typer(
     name="kdcache",
@@ -48,3 +48,6 @@ def main() -> None:
     except KdcacheError as error:
         typer.echo(f"kdcache: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        typer.echo(f"kdcache: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        sys.exit(UsageError.exit_code)

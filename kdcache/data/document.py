@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdcache.data.dataset import COLUMNS, ROW, Dataset, TarEntry, tar_digest
 from kdcache.errors import CorruptError, DataError, UsageError
+from kdcache.files import write_whole
 
 FORMAT: Literal[1] = 1
 FILE_NAME = "dataset.json"
@@ -70,8 +71,9 @@ def save_dataset(dataset: Dataset, path: Path) -> None:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(samples, data)
-        _replace(path, (document.model_dump_json(indent=1) + "\n").encode())
+        write_whole(samples, lambda partial: partial.write_bytes(data))
+        text = document.model_dump_json(indent=1) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; free space or name another folder") from error
 
@@ -158,25 +160,3 @@ def _read_columns(path: Path, document: _Document) -> dict[str, NDArray[Any]]:
             )
     return columns
 
-
-def _replace(path: Path, data: bytes) -> None:
-    """Replace a file whole: a killed writer leaves the old one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's names to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

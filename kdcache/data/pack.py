@@ -17,10 +17,11 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from kdcache.data.dataset import Dataset
-from kdcache.data.document import save_dataset, sync_folder
+from kdcache.data.document import save_dataset
 from kdcache.data.index import build_index
 from kdcache.data.sources import Source, SourceImage, open_source
 from kdcache.errors import DataError, UsageError
+from kdcache.files import sync
 from kdcache.identity import sample_uid
 from kdcache.recipe.draws import uniforms
 
@@ -69,7 +70,7 @@ def pack(
 ) -> Dataset:
     """Write a source's images as tars to a new or empty folder, and return their saved dataset.
 
-    The work is done in a folder beside it, whose name ends in .partial.
+    The work is done in a folder beside it, named .NAME.kdcache-partial.
     progress: called after each image with 1.
 
     Raises:
@@ -77,7 +78,7 @@ def pack(
         DataError: an image cannot be read or decoded.
     """
     out = Path(os.path.abspath(out))
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(f".{out.name}.kdcache-partial")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and is not an empty folder; name another")
@@ -88,7 +89,7 @@ def pack(
         dataset = build_index(paths, root=partial, classes=source.classes)
         save_dataset(dataset, partial)
         os.replace(partial, out)
-        sync_folder(out.parent)
+        sync(out.parent)
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror}; free space or name another folder") from error
     finally:

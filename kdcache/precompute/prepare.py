@@ -42,8 +42,9 @@ def describe_cache(
     if dataset.num_classes not in (None, num_classes) and not other_classes:
         raise MismatchError(
             f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
-            f"{dataset.num_classes}; pass another teacher, or --other-classes if the dataset's "
-            "labels mean something else"
+            f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
+            "if the greatest labels are not in them, or say --other-classes if the labels mean "
+            "something else"
         )
     same = dataset.num_classes == num_classes and not other_classes
     return CacheInfo(

@@ -89,8 +89,8 @@ class Recipe(_Part):
     pixels: version of the pixel function (docs/format.md).
     seed: 0 to 2**63 - 1. size: height and width of a view, in pixels.
     block: rows of a tar among which mixing partners are drawn.
-    resize: the resize function; both are bilinear with antialiasing and differ by one level at
-    most.
+    resize: the resize function; both are bilinear with antialiasing and differ by one level, in one
+    value of ten million by two.
     """
 
     pixels: Literal[1] = 1

@@ -86,6 +86,12 @@ class ReplayStream(IterableDataset[Batch]):
         """Return the usable samples of an epoch, over all ranks."""
         return int(self._extent.usable.sum())
 
+    @property
+    def labels_match(self) -> bool:
+        """Return whether the dataset's labels are the classes of the targets."""
+        classes = self._renderer.source.dataset.num_classes
+        return self._format is None or classes == self._format.num_classes
+
     def view(self, epoch: int) -> int:
         """Return the view that an epoch hands over."""
         view = self.options.first_view + epoch

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdcache.errors import CorruptError, UsageError
+from kdcache.files import write_whole
 from kdcache.replay.stream import ReplayStream
 
 STATE = "checkpoint.pt"
@@ -76,19 +77,14 @@ class RunState:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all.
+    """Write a run's file whole or not at all.
 
     Raises:
         UsageError: the disk is full or read-only; an older file is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, write)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        partial.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written: {error}") from error
 
 

@@ -57,7 +57,8 @@ def train(
             is no longer finite.
     """
     config = run.config
-    settings = json.loads(canonical_json(config.model_dump(mode="json") | run.provenance))
+    chosen = config.model_dump(mode="json", exclude={"num_workers"})  # which changes no result
+    settings = json.loads(canonical_json(chosen | run.provenance))
     open_run(run.folder, settings, resume=resume)
     torch.manual_seed(config.seed)
     network = build_network(config.student, num_classes=run.num_classes)

@@ -47,7 +47,7 @@ def evaluate(
         moved = batch.to(device)
         logits_NC = network(preprocessing(moved.pixels)).float()
         first_N = logits_NC.argmax(1)
-        known_N = moved.labels >= 0
+        known_N = (moved.labels >= 0) & stream.labels_match
         top1.update((first_N == moved.labels)[known_N])
         samples, labelled = samples + len(batch), labelled + int(known_N.sum())
         if moved.fields is not None:

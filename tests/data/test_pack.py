@@ -275,11 +275,11 @@ def test_only_a_new_or_empty_folder_is_packed_into(folder: Path, tmp_path: Path)
 
 
 def test_what_a_killed_run_left_is_replaced(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "000009.tar").write_bytes(b"half")
+    (tmp_path / ".out.kdcache-partial").mkdir()
+    (tmp_path / ".out.kdcache-partial" / "000009.tar").write_bytes(b"half")
     pack(open_source(str(folder)), tmp_path / "out", options=PLAIN)
     assert sorted(contents(tmp_path / "out")) == ["000000.tar", "dataset.json", "dataset.npz"]
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.kdcache-partial").exists()
 
 
 @pytest.mark.parametrize("limit", [5_000, 30_719])

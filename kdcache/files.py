@@ -1,0 +1,39 @@
+"""Files written whole or not at all, and forced to the disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
+    """Write a file by way of a partial one beside it; a killed writer changes nothing.
+
+    write: writes the file it is given. replace: False leaves a file that is there already, and
+    returns False.
+
+    Raises:
+        OSError: the folder is full or read-only, or of what write raises.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        sync(partial)
+        if replace:
+            os.replace(partial, path)
+        else:
+            os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
