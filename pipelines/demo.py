@@ -97,6 +97,7 @@ def precompute(
 def run_demo(demo: Demo) -> dict[str, Any]:
     """Run all stages; return the result, as in OUT/result.json."""
     started = time.monotonic()
+    torch.set_num_threads(1)  # networks this small lose by more, and the renderer has a core
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {text}", flush=True)

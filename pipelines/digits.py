@@ -65,9 +65,9 @@ def load_split(seed: int) -> Split:
 
 
 class DigitNet(nn.Module):
-    """Convolutions of 3 x 3 with batch norm, two max-pools, a mean and a linear layer."""
+    """Convolutions of 3 x 3 with batch norm, max-pooled after some; a mean and a linear layer."""
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], *, pooled: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(zip((1, *widths), widths, strict=False)):
@@ -76,7 +76,7 @@ class DigitNet(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
-            if number < 2:
+            if number in pooled:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.classify = nn.Linear(widths[-1], NUM_CLASSES)
@@ -90,9 +90,9 @@ class DigitNet(nn.Module):
 
 def teacher() -> nn.Module:
     """Return the teacher: 390,890 parameters."""
-    return DigitNet((32, 64, 128, 256))
+    return DigitNet((32, 64, 128, 256), pooled=(0, 1))
 
 
 def student() -> nn.Module:
     """Return the student: 14,458 parameters."""
-    return DigitNet((16, 32, 32))
+    return DigitNet((16, 32, 32), pooled=(1,))

@@ -13,8 +13,8 @@ from kdcache.cache.manifest import committed, read_commit, read_seal, summarise
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource
 from kdcache.data.dataset import tar_digest
-from kdcache.errors import CorruptError, KdcacheError
-from kdcache.identity import digest
+from kdcache.errors import CorruptError, IncompleteError, KdcacheError
+from kdcache.identity import canonical_json, digest
 from kdcache.models.teacher import Teacher
 from kdcache.pixels.render import RenderedBlock
 from kdcache.recipe.draws import Stream, permutation
@@ -54,13 +54,23 @@ def check_objects(cache: Cache) -> Iterator[Finding]:
 
 
 def _check_metadata(cache: Cache) -> Iterator[Finding]:
-    for name, expected in expected_metadata(cache.info, cache.grid).items():
-        where = f"{name}/zarr.json"
+    arrays = expected_metadata(cache.info, cache.grid)
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"kdcache": json.loads(canonical_json(cache.info.attributes()))},
+    }
+    # A sealed cache repeats the arrays' metadata, which other readers take in place of theirs.
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    documents = {"zarr.json": root, **{f"{name}/zarr.json": body for name, body in arrays.items()}}
+    for where, expected in documents.items():
         try:
-            found = json.loads(cache.folder.read(where))
-        except (OSError, ValueError) as error:
+            found = dict(json.loads(cache.folder.read(where)))
+        except (OSError, ValueError, TypeError) as error:
             yield Finding(where, f"unreadable: {error}", None)
             continue
+        if expected is root and found.get("consolidated_metadata") == consolidated:
+            del found["consolidated_metadata"]
         if found != expected:
             yield Finding(where, "differs from what this cache's attributes ask for", None)
 
@@ -90,9 +100,11 @@ def _check_seal(cache: Cache) -> Iterator[Finding]:
 
 def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[tuple[Span, int, slice]]:
     """Yield a share of the committed (span, view, block) at random, at least one, in order."""
+    done = committed(cache.folder)
     items = [
         (span, view, rows)
-        for span in sorted(committed(cache.folder))
+        for span in cache.grid.spans()
+        if span in done
         for view in cache.grid.views(span)
         for rows in source.blocks(span.tar)
     ]
@@ -151,6 +163,7 @@ def check_teacher(
 
     Raises:
         CorruptError: a tile is damaged.
+        IncompleteError: the share holds no target.
     """
     encoding, num_classes = cache.info.encoding, cache.info.num_classes
     rows_seen = agree = equal = 0
@@ -177,4 +190,9 @@ def check_teacher(
         same = [(again[name] == field).all(1) for name, field in stored.items()]
         equal += int(torch.stack(same).all(0).sum())
         rows_seen += len(usable)
+    if rows_seen == 0:
+        raise IncompleteError(
+            f"{cache.path}: no target to compare in the {share:g} of the blocks that was drawn; "
+            "take a larger share, or run kdcache precompute again"
+        )
     return TeacherCheck(rows_seen, difference, kl / rows_seen, agree / rows_seen, equal / rows_seen)

@@ -72,6 +72,9 @@ def index(
         int | None, typer.Option(help="Classes; default: the greatest label + 1.")
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field of .json members: the label.")] = "label",
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the tars with the dataset.json there instead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Index WebDataset tars that are there already.
@@ -80,8 +83,19 @@ def index(
 
       kdcache index /data/imagenet/train --num-classes 1000
     """
-    from kdcache.data.index import build_index, find_tars, save_dataset
+    from kdcache.data.index import (
+        build_index,
+        check_dataset,
+        find_tars,
+        load_dataset,
+        save_dataset,
+    )
 
+    if check:
+        dataset = load_dataset(out or folder)
+        check_dataset(dataset, label_field=label_field)
+        _give(dataset, out or folder, as_json=as_json)
+        return
     tars = find_tars(folder)
     with progress_bar(
         "index", len(tars), rates=lambda done, s: f"{done / s:.1f} tars/s"

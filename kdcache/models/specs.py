@@ -4,6 +4,7 @@ A factory is the user's own code and runs as such; it is imported from the curre
 Nothing read from a cache is ever given to this module.
 """
 
+import difflib
 import importlib
 import inspect
 import pickle
@@ -44,7 +45,7 @@ def _torchvision(name: str, options: dict[str, int]) -> nn.Module:
 
     known = list_models()
     if name not in known:
-        near = [other for other in known if name[:4] in other][:8]
+        near = difflib.get_close_matches(name, known, n=8)
         raise UsageError(
             f"torchvision has no model {name!r}; near it: {', '.join(near or known[:8])}"
         )
@@ -58,8 +59,8 @@ def _factory(spec: str, module: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise UsageError(f"model {spec!r}: cannot import {module}: {error}") from error
+    except Exception as error:  # the module is the user's own code
+        raise UsageError(f"model {spec!r}: cannot import {module}: {error!r}") from error
     if not callable(found):
         raise UsageError(f"model {spec!r}: {module} has no factory named {name}")
     factory: Callable[..., Any] = found
@@ -122,6 +123,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: not a readable weights file: {error}") from error
     if isinstance(state, dict):
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
-        if all(isinstance(value, Tensor) for value in state.values()):
+        if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             return {name.removeprefix("module."): value for name, value in state.items()}
     raise UsageError(f"{path}: expected a state_dict of tensors")

@@ -87,7 +87,9 @@ class Teacher:
         """
         try:
             classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
-        except RuntimeError as error:
+        except UsageError:
+            raise
+        except Exception as error:  # networks refuse a size in many ways
             raise UsageError(
                 f"teacher {self.spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
             ) from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
 from kdcache.errors import KdcacheError, MismatchError, UsageError
+from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch, TargetFormat
@@ -44,6 +45,23 @@ class StreamOptions:
     witness_share: float = 1.0
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("batch_size", 1, None),
+            ("num_epochs", 0, None),
+            ("seed", 0, 2**64 - 1),
+            ("window", 0, None),
+            ("num_workers", 0, None),
+            ("first_view", 0, None),
+            ("witness_share", 0, 1),
+            ("world", 1, None),
+            ("rank", 0, self.world - 1),
+        ):
+            value = getattr(self, name)
+            if value < least or (most is not None and value > most):
+                upper = "or more" if most is None else f"to {most}"
+                raise UsageError(f"{name} is {value}, expected {least} {upper}")
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -107,8 +125,8 @@ class ReplayStream(IterableDataset[Batch]):
         Raises:
             MismatchError: the state is of a stream with other samples, views or order.
         """
-        ours = self._identity()
-        differing = [name for name in ours if state["stream"].get(name) != ours[name]]
+        ours, theirs = self._identity(), state.get("stream", {})
+        differing = [name for name in ours if theirs.get(name) != ours[name]]
         if differing:
             raise MismatchError(
                 f"the saved state is of a stream with other {', '.join(differing)}; resume with "
@@ -117,12 +135,14 @@ class ReplayStream(IterableDataset[Batch]):
         self._epoch, self._batch = state["epoch"], state["batch"]
 
     def _identity(self) -> dict[str, Any]:
-        o, targets = self.options, self._renderer.targets
+        o, targets, source = self.options, self._renderer.targets, self._renderer.source
+        samples = np.stack((source.uids, source.dataset.contents[source.places]))
+        samples = samples[:, self._extent.usable]
         return {
             "recipe": self.recipe.id,
             "cache": None if targets is None else targets.info.id,
             "views": self.num_views,
-            "samples": self.num_samples,
+            "samples": f"{content_digest(samples.tobytes()):016x}",
             "seed": o.seed,
             "shuffle": o.shuffle,
             "window": o.window,
@@ -172,6 +192,7 @@ class ReplayStream(IterableDataset[Batch]):
             sampler=requests,
             num_workers=workers,
             collate_fn=_keep,
+            generator=torch.Generator(),  # else it draws from the trainer's random numbers
             prefetch_factor=PREFETCH if workers else None,
         )
 
@@ -244,7 +265,12 @@ class _Cutter:
             while position not in self._blocks:
                 block = next(self._loaded)
                 if isinstance(block, KdcacheError):
-                    raise block
+                    try:
+                        raise block
+                    finally:
+                        # An error that this frame holds holds this frame: only the garbage
+                        # collector would end the workers then, in 5 seconds each.
+                        del block
                 self._blocks[next(self._coming)] = block
             places = np.flatnonzero(block_N == position)
             parts.append((self._blocks[position], row_N[places], places))

@@ -2,18 +2,20 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdcache.errors import CorruptError, UsageError
+from kdcache.errors import CorruptError, KdcacheError, UsageError
 from kdcache.files import write_whole
 from kdcache.replay.stream import ReplayStream
 
@@ -21,6 +23,8 @@ STATE = "checkpoint.pt"
 WEIGHTS = "student.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.json"
+
+_AGAIN = "delete the run folder and train again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class RunState:
         """Go on from the run's checkpoint; return the epochs done, 0 if there is none.
 
         Raises:
-            CorruptError: the checkpoint cannot be read.
+            CorruptError: the checkpoint cannot be read, or the metrics before it are lost.
             MismatchError: it is of another stream.
         """
         path = folder / STATE
@@ -60,20 +64,40 @@ class RunState:
             (folder / METRICS).unlink(missing_ok=True)
             return 0
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read_state(path)
+            self.stream.load_state_dict(state["stream"])
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            torch.set_rng_state(state["rng"])
+            if "cuda_rng" in state and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["cuda_rng"])
+            metrics_bytes, epoch = int(state["metrics_bytes"]), int(state["epoch"])
+        except KdcacheError:
+            raise
         except Exception as error:  # damaged pickles raise many kinds
             raise CorruptError(
-                f"{path}: cannot be read ({error}); delete the run folder and train again"
+                f"{path}: cannot be read ({_first_line(error)}); {_AGAIN}"
             ) from error
-        self.stream.load_state_dict(state["stream"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        os.truncate(folder / METRICS, state["metrics_bytes"])
-        return int(state["epoch"])
+        metrics = folder / METRICS
+        if not metrics.exists() or metrics.stat().st_size < metrics_bytes:
+            raise CorruptError(f"{metrics}: shorter than at the last checkpoint; {_AGAIN}")
+        os.truncate(metrics, metrics_bytes)
+        return epoch
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint, its checksums proven: torch reads flipped bits without a word."""
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} differs from its checksum")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -84,8 +108,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         write_whole(path, write)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise UsageError(f"{path}: cannot be written: {error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # each raises its own on a full disk
+        raise UsageError(f"{path}: cannot be written: {_first_line(error)}") from error
 
 
 def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -93,13 +117,14 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
 
     Raises:
         UsageError: the folder holds a run and resume is not set, or it is of other settings.
+        CorruptError: the settings there cannot be read.
     """
     path = folder / CONFIG
     text = json.dumps(config, indent=1, sort_keys=True)
     if path.exists():
         if not resume:
             raise UsageError(f"{folder}: holds a run; go on with --resume, or name another folder")
-        found = json.loads(path.read_text())
+        found = _read_config(path)
         differing = sorted(k for k in config.keys() | found.keys() if config.get(k) != found.get(k))
         if differing:
             raise UsageError(
@@ -109,16 +134,28 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        leftover = f".{CONFIG}."  # of a writer that was killed
+        if any(not entry.name.startswith(leftover) for entry in folder.iterdir()):
             raise UsageError(f"{folder}: holds other files; name an empty folder for the run")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
     write_atomically(path, lambda partial: partial.write_text(text))
 
 
-def save_weights(folder: Path, network: nn.Module, *, metadata: dict[str, str]) -> Path:
-    """Write the final weights as safetensors; return their path."""
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{path}: no readable settings: {error}; {_AGAIN}") from error
+
+
+def save_weights(folder: Path, network: nn.Module, *, metadata: dict[str, Any]) -> Path:
+    """Write the final weights as safetensors; return their path.
+
+    metadata: stands in the file as one JSON text, since safetensors writes several in any order.
+    """
     path = folder / WEIGHTS
+    notes = {"kdcache": json.dumps(metadata, sort_keys=True)}
     plain = network.cpu().to(memory_format=torch.contiguous_format)
-    write_atomically(path, lambda partial: save_model(plain, str(partial), metadata))
+    write_atomically(path, lambda partial: save_model(plain, str(partial), notes))
     return path

@@ -20,7 +20,7 @@ from kdcache.replay.stream import ReplayStream
 from kdcache.student.checkpoint import METRICS, RunState, open_run, save_weights
 from kdcache.student.config import TrainConfig
 from kdcache.student.losses import label_loss, sparse_kl
-from kdcache.student.metrics import evaluate
+from kdcache.student.metrics import check_logits, evaluate
 from kdcache.student.optim import make_optimizer, make_schedule
 
 Metrics = dict[str, Any]
@@ -59,10 +59,9 @@ def train(
     config = run.config
     chosen = config.model_dump(mode="json", exclude={"num_workers"})  # which changes no result
     settings = json.loads(canonical_json(chosen | run.provenance))
-    open_run(run.folder, settings, resume=resume)
     torch.manual_seed(config.seed)
-    network = build_network(config.student, num_classes=run.num_classes)
-    network.to(run.device).to(memory_format=torch.channels_last)
+    network = _build_student(run)
+    open_run(run.folder, settings, resume=resume)
     optimizer = make_optimizer(network, config)
     num_steps = config.epochs * run.stream.batches_per_epoch
     schedule = make_schedule(optimizer, config, num_steps=num_steps)
@@ -80,12 +79,29 @@ def train(
             state.save(run.folder, epoch=epoch + 1)
     metadata = {
         "student": config.student,
-        "num_classes": str(run.num_classes),
-        "size": str(run.stream.recipe.size),
-        "mean": json.dumps(run.preprocessing.mean),
-        "std": json.dumps(run.preprocessing.std),
+        "num_classes": run.num_classes,
+        "size": run.stream.recipe.size,
+        "mean": run.preprocessing.mean,
+        "std": run.preprocessing.std,
     }
     save_weights(run.folder, network, metadata=metadata)
+    return network
+
+
+def _build_student(run: Run) -> nn.Module:
+    """Return the fresh student, tried on a black image."""
+    spec, size = run.config.student, run.stream.recipe.size
+    network = build_network(spec, num_classes=run.num_classes)
+    network.to(run.device).to(memory_format=torch.channels_last)
+    black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=run.device)
+    try:
+        with torch.no_grad():
+            logits_NC = network.eval()(run.preprocessing(black))
+    except RuntimeError as error:
+        raise UsageError(
+            f"student {spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
+        ) from error
+    check_logits(logits_NC, name=f"student {spec}", num_classes=run.num_classes)
     return network
 
 
@@ -137,11 +153,7 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
 
 
 def _loss(config: TrainConfig, logits_NC: Tensor, batch: Batch, num_classes: int) -> Tensor:
-    if logits_NC.ndim != 2 or logits_NC.shape[1] != num_classes:
-        raise UsageError(
-            f"student {config.student}: gave {tuple(logits_NC.shape)}, expected logits of "
-            f"{num_classes} classes"
-        )
+    check_logits(logits_NC, name=f"student {config.student}", num_classes=num_classes)
     if config.learn == "labels":
         losses_N = label_loss(
             logits_NC,

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
+from kdcache.errors import UsageError
 from kdcache.models.teacher import Preprocessing
 from kdcache.replay.stream import ReplayStream
 from kdcache.student.losses import sparse_kl
@@ -31,6 +32,17 @@ class Score:
         return asdict(self)
 
 
+def check_logits(logits: Any, *, name: str, num_classes: int) -> None:
+    """Check what a network gave.
+
+    Raises:
+        UsageError: it is no table of logits of that many classes; names the network.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"{name}: gave {found}, expected logits of {num_classes} classes")
+
+
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
@@ -39,13 +51,23 @@ def evaluate(
     preprocessing: Preprocessing,
     device: torch.device,
 ) -> Score:
-    """Return a student's score on the rest of a stream; it is left in evaluation mode."""
+    """Return a student's score on the rest of a stream; it is left in evaluation mode.
+
+    Raises:
+        UsageError: the student gives something else than finite logits of the targets' classes.
+    """
     network.eval()
     top1, kl, agreement = (MeanMetric().to(device) for _ in range(3))
     samples = labelled = taught = 0
     for batch in stream:
         moved = batch.to(device)
-        logits_NC = network(preprocessing(moved.pixels)).float()
+        logits_NC = network(preprocessing(moved.pixels))
+        if moved.format is not None:
+            check_logits(logits_NC, name="the student", num_classes=moved.format.num_classes)
+        if not bool(logits_NC.isfinite().all()):
+            raise UsageError(
+                "the student gave logits that are not finite; train with a lower learning rate"
+            )
         first_N = logits_NC.argmax(1)
         known_N = (moved.labels >= 0) & stream.labels_match
         top1.update((first_N == moved.labels)[known_N])

@@ -61,10 +61,10 @@ def make_run(
             f"{config.epochs} epochs over {stream.num_views} stored views use each {reuse:g} "
             f"times, more than --max-reuse {max_reuse:g}; precompute more views, or train less"
         )
-    validation, val_ids = _validation(config, sources)
     num_classes = dataset.num_classes if cache is None else cache.info.num_classes
     if num_classes is None:
         raise UsageError(f"{dataset.root}: has no classes to learn")
+    validation, val_ids = _validation(config, sources, num_classes=num_classes)
     return Run(
         config=config,
         preprocessing=_preprocessing(config, cache),
@@ -117,13 +117,18 @@ def _stream(
 
 
 def _validation(
-    config: TrainConfig, sources: Sources
+    config: TrainConfig, sources: Sources, *, num_classes: int
 ) -> tuple[Callable[[], ReplayStream] | None, dict[str, Any]]:
     if (sources.val_data is None) != (sources.val_cache is None):
         raise UsageError("validation needs both --val-data and --val-cache")
     if sources.val_data is None or sources.val_cache is None:
         return None, {}
     dataset, cache = load_dataset(sources.val_data), open_cache(sources.val_cache)
+    if cache.info.num_classes != num_classes:
+        raise MismatchError(
+            f"{cache.path}: has targets of {cache.info.num_classes} classes, the student has "
+            f"{num_classes}; precompute validation targets with the same teacher"
+        )
     options = StreamOptions(
         batch_size=config.batch_size, shuffle=False, num_workers=config.num_workers
     )

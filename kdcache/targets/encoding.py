@@ -6,8 +6,8 @@ that could not be used holds the fill values. Letters: N rows, C classes, K kept
 
 Bounds of topk, for entries at most 32 nats below the largest (further ones are stored as 32): a
 distance d is off by at most sqrt(d / 32) / 7.96 + 1.3e-4 nats, a tail's logarithm by 5e-4 of
-itself + 3e-8. Of dense: f2 is off by at most 5e-4 of a distance + 3e-8, up to 65,504 nats; u1 by
-1 / 509 of the row's range.
+itself + 3e-8. Of dense: a distance in f2 is off by at most 5e-4 of itself + 3e-8, in u1 by 1 / 509
+of the row's range. Distances and logarithms beyond 65,504 nats are stored as 65,504.
 """
 
 import math
@@ -22,6 +22,7 @@ from torch import Tensor
 from kdcache.errors import UsageError
 
 RANGE_NATS = 32.0
+MAX_HALF = 65504.0
 TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
 
 Fields = dict[str, Tensor]
@@ -100,7 +101,9 @@ class TopK:
         return {
             "indices": indices_NK,
             "values": values_NK.to(torch.uint8),
-            "tails": torch.stack(tails, 1).half(),
+            "tails": torch.stack(tails, 1)
+            .clamp(min=-MAX_HALF)
+            .half(),  # finite: -inf would give NaN
         }
 
     def decode(self, fields: Fields, *, num_classes: int, temperature: float) -> SparseTarget:
@@ -170,7 +173,7 @@ class Dense:
         """Return logits (N, C) float16, 0 for the largest; or codes (N, C) uint8, ranges (N, 1)."""
         below_NC = logits_NC.float().amax(1, keepdim=True) - logits_NC.float()
         if self.dtype == "f2":
-            return {"logits": -below_NC.clamp(max=65504).half()}
+            return {"logits": -below_NC.clamp(max=MAX_HALF).half()}
         ranges_N1 = below_NC.amax(1, keepdim=True)
         codes_NC = (255 * below_NC / ranges_N1.clamp(min=1e-30)).round()
         return {"codes": codes_NC.to(torch.uint8), "ranges": ranges_N1}

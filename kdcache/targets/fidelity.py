@@ -40,11 +40,12 @@ class Fidelity:
         """Return mean KL in nats, agreement as a share, relative gradient error by temperature."""
         if self.rows == 0:
             return {}
+        least = 1e-20 * self.rows  # uniform but for rounding: nothing to compare with
         pairs = zip(TAIL_TEMPERATURES, self.error, self.gradient, strict=True)
         return {
             "kl_nats": self.kl / self.rows,
             "top1_agreement": self.agree / self.rows,
-            "gradient_error": {f"{t:g}": (e / g) ** 0.5 if g else 0.0 for t, e, g in pairs},
+            "gradient_error": {f"{t:g}": (e / g) ** 0.5 if g > least else 0.0 for t, e, g in pairs},
         }
 
 
