@@ -1,5 +1,6 @@
 """Fixtures that several folders share; tests must leave them as they are."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ import pytest
 if TYPE_CHECKING:
     from kdcache.cache.store import Cache
     from kdcache.data.dataset import Dataset
+
+# Before torch is imported: networks this small lose by more threads, and tests share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,9 @@ FORK = multiprocessing.get_context("fork")
 # --- images and tars -----------------------------------------------------------------------
 
 
-def write_images(folder: Path, count: int, *, seed: int = 0, sides: tuple[int, int] = (16, 90)) -> Path:
+def write_images(
+    folder: Path, count: int, *, seed: int = 0, sides: tuple[int, int] = (16, 90)
+) -> Path:
     """Write JPEG and PNG files of many sizes to the folders of five classes."""
     rng = np.random.default_rng(seed)
     for number in range(count):
@@ -170,9 +172,7 @@ def make_job(
     """Return the job that fills the cache at path, which is created or opened."""
     teacher = make_teacher() if teacher is None else teacher
     info = describe_cache(dataset, recipe, teacher=teacher, encoding=encoding)
-    cache = prepare_cache(
-        path, info, dataset=dataset, num_views=num_views, span_views=span_views
-    )
+    cache = prepare_cache(path, info, dataset=dataset, num_views=num_views, span_views=span_views)
     return Job(dataset_source(dataset, recipe), teacher, cache, batch_size, skip_bad)
 
 

@@ -144,11 +144,9 @@ def evaluate(
       kdcache eval build/run/student.safetensors --student torchvision:resnet18 --data build/val
       --cache build/val-cache
     """
-    import torch
-
     from kdcache.cache.store import open_cache
     from kdcache.data.document import load_dataset
-    from kdcache.models.specs import build_network, load_weights
+    from kdcache.models.specs import build_network, load_weights, open_device
     from kdcache.models.teacher import Preprocessing
     from kdcache.replay.open import replay_stream
     from kdcache.replay.stream import StreamOptions
@@ -164,7 +162,7 @@ def evaluate(
     )
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     stream = replay_stream(store, load_dataset(data), options)
-    place = torch.device(device)
+    place = open_device(device)
     score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
     lines = {name: value for name, value in score.to_dict().items() if value is not None}
     give(score.to_dict(), as_json=as_json, lines=lines)

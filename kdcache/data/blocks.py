@@ -19,7 +19,7 @@ class BlockSource:
     """Blocks in the order of tars and rows that a cache was, or will be, made with.
 
     starts: int64, first row of each tar and the total. uids: uint64 of all rows.
-    places: int64, where the dataset holds each of these rows; a re-sharded copy holds them elsewhere.
+    places: int64, where the dataset holds each of these rows: a re-sharded copy has them elsewhere.
     """
 
     dataset: Dataset

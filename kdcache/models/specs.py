@@ -23,6 +23,18 @@ from kdcache.errors import UsageError
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
+def open_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    try:
+        return torch.zeros(1, device=torch.device(name)).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+
+
 def build_network(spec: str, *, num_classes: int | None) -> nn.Module:
     """Return the network that a spec names, with fresh weights.
 

@@ -97,7 +97,7 @@ def _build_student(run: Run) -> nn.Module:
     try:
         with torch.no_grad():
             logits_NC = network.eval()(run.preprocessing(black))
-    except RuntimeError as error:
+    except Exception as error:  # networks refuse a size in many ways
         raise UsageError(
             f"student {spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
         ) from error

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
+from kdcache.models.specs import open_device
 from kdcache.models.teacher import Preprocessing
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.open import fixed_stream, label_stream, replay_stream
@@ -72,7 +71,7 @@ def make_run(
         stream=stream,
         validation=validation,
         folder=folder,
-        device=torch.device(device),
+        device=open_device(device),
         provenance={
             "dataset": dataset.id,
             "recipe": stream.recipe.canonical(),

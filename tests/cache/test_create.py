@@ -207,7 +207,7 @@ def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
 def test_a_pipeline_that_skips_checksums_is_refused(tmp_path: Path) -> None:
     path = empty(tmp_path / "c").cache.path
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-        with pytest.raises(UsageError, match="skips checksums.*unset codec_pipeline"):
+        with pytest.raises(UsageError, match=r"skips checksums.*unset codec_pipeline"):
             open_cache(path)
         with pytest.raises(UsageError, match="skips checksums"):
             empty(tmp_path / "other")
