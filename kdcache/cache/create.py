@@ -11,7 +11,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCname, BloscCodec, BloscShuffle, Crc32cCodec
-from zarr.core.array_spec import ArrayConfigParams
 
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.layout import Grid, make_grid
@@ -20,7 +19,6 @@ from kdcache.cache.store import Arrays, Cache, check_pipeline, open_cache
 from kdcache.errors import UsageError
 from kdcache.targets.encoding import Compression, FieldSpec
 
-_CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 _BLOSC: dict[Compression, tuple[BloscCname, BloscShuffle]] = {
     "lz4-bitshuffle": (BloscCname.lz4, BloscShuffle.bitshuffle),
     "zstd-bitshuffle": (BloscCname.zstd, BloscShuffle.bitshuffle),
@@ -45,7 +43,6 @@ def _create_arrays(group: zarr.Group, info: CacheInfo, grid: Grid) -> None:
             dtype=spec.dtype,
             fill_value=spec.fill,
             compressors=_codecs(spec),
-            config=_CONFIG,
             dimension_names=("tar", "view", "row", spec.name),
         )
     blocks = grid.blocks
@@ -56,7 +53,6 @@ def _create_arrays(group: zarr.Group, info: CacheInfo, grid: Grid) -> None:
         dtype="u8",
         fill_value=0,
         compressors=[Crc32cCodec()],
-        config=_CONFIG,
         dimension_names=("tar", "view", "block"),
     )
 
@@ -70,7 +66,6 @@ def _create_samples(group: zarr.Group, samples: Arrays | None, grid: Grid) -> No
             dtype="u8",
             fill_value=0,
             compressors=[Crc32cCodec()],
-            config=_CONFIG,
             dimension_names=("tar", "row"),
         )
         if samples is not None:
@@ -81,7 +76,6 @@ def _create_samples(group: zarr.Group, samples: Arrays | None, grid: Grid) -> No
         chunks=(grid.num_tars,),
         dtype="u4",
         compressors=[Crc32cCodec()],
-        config=_CONFIG,
         dimension_names=("tar",),
     )
     if samples is not None:

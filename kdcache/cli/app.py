@@ -46,7 +46,7 @@ def main() -> None:
     try:
         app()
     except KdcacheError as error:
-        typer.echo(f"kdcache: {error}", err=True)
+        typer.echo(f"kdcache: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         typer.echo(f"kdcache: {error.filename or 'system'}: {error.strerror or error}", err=True)

@@ -131,17 +131,19 @@ def verify(
                 "differing": [_finding(finding) for finding in changed],
             }
             lines["replay"] = f"{len(found)} blocks rendered again, {len(changed)} differ"
-        if teacher and spec is not None:
+        if teacher and spec is not None and not damage:
             place = {"mean": mean, "std": std, "precision": precision, "device": device}
             value["teacher"] = _again(store, source, teacher, (spec, weights, place), lines)
     give(value, as_json=as_json, lines=lines)
     for finding in (damage + changed)[:FINDINGS_SHOWN]:
         say(f"  {finding.where}: {finding.problem}", as_json=as_json)
     if damage or any(finding.span for finding in changed):
-        raise CorruptError(
-            f"{cache}: {len(damage)} objects are damaged; delete the commit records of their spans "
-            "and run kdcache precompute again"
-        )
+        steps = []
+        if any(finding.span for finding in damage + changed):
+            steps.append("delete the commit records of their spans and run precompute again")
+        if any(finding.span is None for finding in damage):
+            steps.append("restore what belongs to no span from a sound copy")
+        raise CorruptError(f"{cache}: {len(damage)} objects are damaged; {'; '.join(steps)}")
     if changed:
         raise MismatchError(
             f"{cache}: {len(changed)} blocks are rendered otherwise here; compare the "

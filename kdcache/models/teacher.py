@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
-from kdcache.models.specs import build_network, load_weights
+from kdcache.models.specs import build_network, load_weights, open_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Triple = tuple[float, float, float]
@@ -130,9 +130,6 @@ def load_teacher(
     if weights is not None:
         load_weights(network, weights)
     network.eval().requires_grad_(False)
-    try:
-        place = torch.device(device)
-        network.to(place).to(memory_format=torch.channels_last)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r}: {str(error).splitlines()[0]}") from error
+    place = open_device(device)
+    network.to(place).to(memory_format=torch.channels_last)
     return Teacher(network, spec, weights_digest(network), preprocessing, precision, place)

@@ -1,8 +1,9 @@
 """(seed, epoch, rank, world) to the order of views; pure.
 
-Tars are shuffled, then the blocks of each tar; ranks take blocks in turn; each view is then delayed
-by a random share of a window of blocks. The order does not know of worker processes. All ranks get
-the same number of batches; the views left over differ from epoch to epoch.
+Tars are shuffled, then the blocks of each tar; ranks take equal shares of the rows in that order,
+so that two ranks render at most one block both; each view is then delayed by a random share of a
+window of blocks. The order does not know of worker processes. All ranks get the same number of
+batches, in all epochs; the views left over differ from epoch to epoch.
 """
 
 from collections.abc import Sequence
@@ -57,8 +58,9 @@ class Extent:
 class EpochOrder:
     """One rank's share of an epoch.
 
-    blocks: in the order they are rendered. block_M, row_M: for each view in the order handed over,
-    its position in blocks and its row within the block. num_batches: the same on all ranks.
+    blocks: of all ranks, in the order they are rendered. block_M, row_M: for each view in the order
+    handed over, its position in blocks and its row within the block. num_batches: the same on all
+    ranks.
     """
 
     blocks: Sequence[Block]
@@ -82,15 +84,16 @@ def shuffled_order(
     window: blocks over which views are spread; memory holds about that many at a time.
     """
     blocks = _shuffled_blocks(extent, seed, epoch)
-    counts = [sum(len(extent.rows(b)) for b in blocks[r::world]) for r in range(world)]
-    num_batches = min(counts) // batch_size
-    mine = blocks[rank::world]
-    block_M, row_M = _rows(extent, mine)
-    base_M = np.array([extent.starts[b.tar] + b.start for b in mine], np.int64)[block_M]
+    block_M, row_M = _rows(extent, blocks)
+    share = len(row_M) // world
+    mine = slice(rank * share, (rank + 1) * share)
+    block_M, row_M = block_M[mine], row_M[mine]
+    base_M = np.array([extent.starts[b.tar] + b.start for b in blocks], np.int64)[block_M]
     uids_M = extent.uids[base_M + row_M]
     delay_M = uniforms(seed, uids_M, view=epoch, count=1, stream=Stream.SHUFFLE)[:, 0]
+    num_batches = share // batch_size
     order_M = np.argsort(block_M + window * delay_M, kind="stable")[: num_batches * batch_size]
-    return EpochOrder(mine, block_M[order_M], row_M[order_M], num_batches)
+    return EpochOrder(blocks, block_M[order_M], row_M[order_M], num_batches)
 
 
 def _shuffled_blocks(extent: Extent, seed: int, epoch: int) -> list[Block]:

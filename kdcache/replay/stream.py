@@ -62,6 +62,8 @@ class StreamOptions:
             if value < least or (most is not None and value > most):
                 upper = "or more" if most is None else f"to {most}"
                 raise UsageError(f"{name} is {value}, expected {least} {upper}")
+        if self.world > 1 and not self.shuffle:
+            raise UsageError(f"world is {self.world}, expected 1 for a stream that is not shuffled")
 
 
 class ReplayStream(IterableDataset[Batch]):

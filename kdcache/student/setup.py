@@ -103,6 +103,7 @@ def _stream(
         return label_stream(dataset, options, recipe=recipe)
     if cache is None:
         raise UsageError(f"to learn from {config.learn}, give a cache")
+    cache.info.encoding.check_temperature(config.temperature)
     if config.learn == "fixed":
         if recipe is None:
             raise UsageError("with a fixed teacher, give a recipe of the student's views")

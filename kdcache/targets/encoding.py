@@ -115,15 +115,23 @@ class TopK:
         Raises:
             UsageError: the temperature is outside 1 to 4.
         """
+        self.check_temperature(temperature)
+        below_NK = RANGE_NATS * (fields["values"].float() / 255).square()
+        log_tail_N = self._log_tail(fields["tails"].float(), below_NK, num_classes, temperature)
+        kept_NK = (-below_NK / temperature).log_softmax(1) + _log1mexp(log_tail_N)[:, None]
+        return SparseTarget(fields["indices"].long(), kept_NK, log_tail_N)
+
+    def check_temperature(self, temperature: float) -> None:
+        """Check that targets can be read at a temperature.
+
+        Raises:
+            UsageError: the temperature is outside 1 to 4.
+        """
         if not TAIL_TEMPERATURES[0] <= temperature <= TAIL_TEMPERATURES[-1]:
             raise UsageError(
                 f"temperature {temperature:g} with {self}: top-k caches serve 1 to 4; "
                 "use a dense cache for others"
             )
-        below_NK = RANGE_NATS * (fields["values"].float() / 255).square()
-        log_tail_N = self._log_tail(fields["tails"].float(), below_NK, num_classes, temperature)
-        kept_NK = (-below_NK / temperature).log_softmax(1) + _log1mexp(log_tail_N)[:, None]
-        return SparseTarget(fields["indices"].long(), kept_NK, log_tail_N)
 
     def _log_tail(
         self, tails_N3: Tensor, below_NK: Tensor, num_classes: int, temperature: float
@@ -180,12 +188,22 @@ class Dense:
 
     def decode(self, fields: Fields, *, num_classes: int, temperature: float) -> SparseTarget:
         """Return the targets at any positive temperature."""
+        self.check_temperature(temperature)
         if self.dtype == "f2":
             logits_NC = fields["logits"].float()
         else:
             logits_NC = fields["codes"].float() * (fields["ranges"] / -255)
         log_probs_NC = (logits_NC / temperature).log_softmax(1)
         return SparseTarget(None, log_probs_NC, torch.full_like(log_probs_NC[:, 0], -math.inf))
+
+    def check_temperature(self, temperature: float) -> None:
+        """Check that targets can be read at a temperature.
+
+        Raises:
+            UsageError: the temperature is not positive.
+        """
+        if temperature <= 0:
+            raise UsageError(f"temperature {temperature:g}: must be positive")
 
     def usable(self, fields: Fields) -> Tensor:
         """Return which rows hold a target, bool (N,)."""

@@ -220,7 +220,7 @@ def test_a_cut_or_longer_object_is_found(original: Filled, damaged: Path) -> Non
     original.check_all(warm)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_in_an_object_is_found(original: Filled, data: st.DataObject) -> None:
     """A cache that is opened finds it by sha256, one in use by checksum."""
@@ -286,7 +286,7 @@ def _read_all(path: Path) -> None:
         cache.contents(tar)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_damaged_metadata_are_refused_or_change_no_target(
     original: Filled, data: st.DataObject

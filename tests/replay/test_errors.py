@@ -1,0 +1,316 @@
+"""Claims about a replay that cannot be right: it stops, and says what to do."""
+
+import multiprocessing
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcache.cache.layout import Span
+from kdcache.cache.store import Cache, open_cache
+from kdcache.data.blocks import BlockSource
+from kdcache.data.dataset import Dataset
+from kdcache.data.index import build_index, find_tars
+from kdcache.errors import (
+    CorruptError,
+    DataError,
+    IncompleteError,
+    KdcacheError,
+    MismatchError,
+    UsageError,
+)
+from kdcache.pixels.render import RenderedBlock
+from kdcache.pixels.witness import pixel_versions
+from kdcache.precompute import span as span_module
+from kdcache.precompute.engines import run_inline
+from kdcache.replay.open import fixed_stream, label_stream, replay_stream
+from kdcache.replay.stream import ReplayStream, StreamOptions
+from tests import tiny
+from tests.replay.streaming import digests, names
+
+RECIPE = tiny.make_recipe()
+
+
+def replay(cache: Cache, dataset: Dataset, **options: Any) -> ReplayStream:
+    options = {"batch_size": 4} | options
+    return replay_stream(cache, dataset, StreamOptions(**options))
+
+
+# --- views that are not there --------------------------------------------------------------
+
+
+def test_missing_views_are_named_before_anything_is_read(cache: Cache, dataset: Dataset) -> None:
+    """Spans of two views; the second run of tar 1 is not there."""
+    (cache.path / Span(1, 1).commit_name).unlink()
+    for options in ({"num_epochs": 3}, {"first_view": 2}, {"first_view": 3}):
+        with pytest.raises(IncompleteError, match=r"views [23].* not computed .*\(1 spans.* 1-1"):
+            replay(cache, dataset, **options)
+    with pytest.raises(IncompleteError, match=r"views 2\.\.3 are"):
+        replay(cache, dataset, num_epochs=9)
+    with pytest.raises(IncompleteError, match="views 3 are"):
+        replay(cache, dataset, first_view=3)
+    assert len(names(replay(cache, dataset, num_epochs=2))) == 48
+    options = StreamOptions(batch_size=4)
+    plain = tiny.make_recipe(mix=None)
+    assert len(names(fixed_stream(cache, dataset, options, recipe=plain))) == 24
+    (cache.path / Span(2, 0).commit_name).unlink()
+    with pytest.raises(IncompleteError, match="views 0 are"):
+        fixed_stream(cache, dataset, options, recipe=plain)
+
+
+# --- other data ----------------------------------------------------------------------------
+
+
+def test_another_dataset_is_refused(cache: Cache, tmp_path: Path) -> None:
+    other = tiny.make_dataset(tmp_path, 20, seed=0)
+    with pytest.raises(MismatchError, match=r"4 of the cache's 24 samples are not in this"):
+        replay(cache, other)
+
+
+def test_a_dataset_with_more_samples_serves(cache: Cache, tmp_path: Path, dataset: Dataset) -> None:
+    more = tiny.make_dataset(tmp_path, 30, seed=0, rows_per_tar=7)
+    assert digests(replay(cache, more)) == digests(replay(cache, dataset))
+
+
+def _changed_copy(dataset: Dataset, out: Path) -> tuple[Path, str]:
+    """Copy the tars with one byte of the third image of tar 1 changed."""
+    shutil.copytree(dataset.root, out)
+    row = int(dataset.starts[1]) + 2
+    path = out / dataset.tars[1].name
+    data = bytearray(path.read_bytes())
+    data[int(dataset.offsets[row]) + int(dataset.sizes[row]) // 2] ^= 1
+    path.write_bytes(data)
+    return path, f"class{2 if dataset.labels[row] == 2 else dataset.labels[row]}"
+
+
+def test_an_image_that_changed_since_the_cache_is_named(
+    cache: Cache, dataset: Dataset, tmp_path: Path
+) -> None:
+    path, folder = _changed_copy(dataset, tmp_path / "changed")
+    indexed = build_index(find_tars(path.parent), root=path.parent, classes=dataset.classes)
+    with pytest.raises(MismatchError, match=rf"{path}, key {folder}/\d+: .* and 0 others, differ"):
+        replay(cache, indexed)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_changed_since_the_index_is_named(
+    cache: Cache, dataset: Dataset, tmp_path: Path, num_workers: int
+) -> None:
+    path, folder = _changed_copy(dataset, tmp_path / "changed")
+    stale = replace(dataset, root=path.parent)
+    with pytest.raises(DataError, match=rf"{path}: {folder}/\d+: other bytes than indexed"):
+        list(replay(cache, stale, num_workers=num_workers))
+
+
+def test_a_missing_tar_is_named(cache: Cache, dataset: Dataset, tmp_path: Path) -> None:
+    gone = replace(dataset, root=tmp_path / "gone")
+    with pytest.raises(DataError, match=r"gone/00000\d\.tar"):
+        list(replay(cache, gone))
+
+
+# --- other pixels --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class OtherLibrary(BlockSource):
+    """A source that renders one channel of one pixel of some blocks off by one."""
+
+    first_row: int = 0
+
+    def render(self, tar: int, rows: slice, **options: Any) -> RenderedBlock:
+        block = super().render(tar, rows, **options)
+        if rows.start == self.first_row:
+            block.pixels_GNHW3[:, 0, 5, 5, 1] ^= 1
+        return block
+
+
+def _made_elsewhere(path: Path, dataset: Dataset, first_row: int) -> Cache:
+    job = tiny.make_job(path, dataset, RECIPE)
+    fields = {name: getattr(job.source, name) for name in BlockSource.__dataclass_fields__}
+    run_inline(replace(job, source=OtherLibrary(**fields, first_row=first_row)))
+    return job.cache
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pixels_of_another_library_stop_naming_versions(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    with monkeypatch.context() as there:
+        theirs = {**pixel_versions(), "torch": "0.1", "pillow": "0.2"}
+        there.setattr(span_module, "pixel_versions", lambda: theirs)
+        cache = _made_elsewhere(tmp_path / "c", dataset, 0)
+    ours = pixel_versions()
+    try:
+        list(replay(cache, dataset, num_workers=num_workers, witness_share=0.0))
+        message = "nothing was raised"
+    except MismatchError as error:  # not kept: it would keep the workers
+        message = str(error)
+    assert f"torch 0.1 there, {ours['torch']} here" in message
+    assert f"pillow 0.2 there, {ours['pillow']} here" in message
+    assert "numpy" not in message
+    assert "rows 0 to 3: the pixels made here differ" in message
+    assert "precompute a new cache" in message
+
+
+def test_equal_versions_are_said_to_be_equal(dataset: Dataset, tmp_path: Path) -> None:
+    cache = _made_elsewhere(tmp_path / "c", dataset, 0)
+    with pytest.raises(MismatchError, match="libraries: the same versions"):
+        list(replay(cache, dataset))
+
+
+def test_the_share_of_proven_blocks_decides_what_is_found(dataset: Dataset, tmp_path: Path) -> None:
+    """Only the second block of each tar is wrong: the first ones are always proven."""
+    cache = _made_elsewhere(tmp_path / "c", dataset, 4)
+    assert len(names(replay(cache, dataset, witness_share=0.0, num_epochs=4))) == 4 * 24
+    with pytest.raises(MismatchError, match="rows 4 to 7"):
+        list(replay(cache, dataset, witness_share=1.0))
+    found = 0
+    for seed in range(10):
+        try:
+            list(replay(cache, dataset, witness_share=0.3, num_epochs=1, seed=seed))
+        except MismatchError:
+            found += 1
+    assert 1 <= found <= 9
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_is_kept_and_first_blocks_are_always_proven(
+    cache: Cache, dataset: Dataset, share: float
+) -> None:
+    stream = replay(cache, dataset, witness_share=share, num_epochs=200)
+    requests = [request for epoch in range(200) for request in stream.requests(epoch, 0)]
+    others = [request.prove for request in requests if request.block.start > 0]
+    assert all(request.prove for request in requests if request.block.start == 0)
+    assert len(others) == 200 * 4
+    assert abs(np.mean(others) - share) < 0.06
+
+
+# --- damage --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damage_stops_the_stream_under_its_own_name(
+    cache: Cache, dataset: Dataset, num_workers: int
+) -> None:
+    path = cache.path / "values/c/2/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    stream = replay(cache, dataset, num_workers=num_workers)
+    with pytest.raises(CorruptError, match="values/c/2/0/0/0"):
+        list(stream)
+    handed = stream.state_dict()["batch"]
+    assert handed < stream.batches_per_epoch
+    assert open_cache(cache.path).missing() == []
+
+
+def test_an_error_ends_the_workers_at_once(cache: Cache, dataset: Dataset) -> None:
+    (cache.path / "values/c/2/0/0/0").unlink()
+    started = time.monotonic()
+    try:
+        list(replay(cache, dataset, num_workers=2))
+    except CorruptError:
+        pass
+    else:
+        pytest.fail("a missing object went unnoticed")
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - started < 4, "torch gives up on a worker after 5 seconds"
+
+
+# --- bad samples ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """24 images; those of rows 2, 3, 11 and all of the last tar are no images."""
+    root = tmp_path_factory.mktemp("spoiled")
+    folder = tiny.write_images(root / "images", 24)
+    files = sorted(folder.rglob("*.*"))
+    for row in (2, 3, 11, 20, 21, 22, 23):
+        files[row].write_bytes(b"no image")
+    return tiny.pack_images(folder, root / "data")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_skipped_rows_are_never_handed_over(
+    spoiled: Dataset, tmp_path: Path, num_workers: int
+) -> None:
+    cache = tiny.precompute(tmp_path / "c", spoiled, RECIPE, skip_bad=True)
+    stream = replay(cache, spoiled, num_epochs=4, shuffle=False, num_workers=num_workers)
+    assert (stream.num_samples, stream.batches_per_epoch) == (17, 5)
+    handed = names(stream)
+    assert len(set(handed)) == len(handed) == 4 * 17
+    bad = {(0, 2), (0, 3), (1, 1)} | {(2, row) for row in range(4)}
+    assert not {name[:2] for name in handed} & bad
+    resharded = tiny.pack_images(
+        spoiled.root.parent / "images", tmp_path / "resharded", rows_per_tar=9, shuffle_seed=1
+    )
+    options = {"num_epochs": 4, "shuffle": False}
+    assert digests(replay(cache, resharded, **options)) == digests(
+        replay(cache, spoiled, **options)
+    )
+
+
+def test_a_fixed_teacher_leaves_its_skipped_rows_out(spoiled: Dataset, tmp_path: Path) -> None:
+    cache = tiny.precompute(tmp_path / "c", spoiled, RECIPE, skip_bad=True)
+    options = StreamOptions(batch_size=4, num_epochs=2, shuffle=False)
+    stream = fixed_stream(cache, spoiled, options, recipe=tiny.make_recipe(mix=None))
+    assert len(names(stream)) == 2 * 17
+
+
+def test_a_bad_image_stops_a_label_stream_naming_it(spoiled: Dataset) -> None:
+    options = StreamOptions(batch_size=4, shuffle=False)
+    with pytest.raises(DataError, match=r"000000\.tar, key class0/00010: not a readable JPEG"):
+        list(label_stream(spoiled, options, recipe=RECIPE))
+
+
+def test_a_dataset_without_a_usable_image_fills_no_batch(tmp_path: Path) -> None:
+    folder = tiny.write_images(tmp_path / "images", 5)
+    for path in folder.rglob("*.*"):
+        path.write_bytes(b"no image")
+    dataset = tiny.pack_images(folder, tmp_path / "data")
+    cache = tiny.precompute(tmp_path / "c", dataset, RECIPE, skip_bad=True)
+    assert cache.totals().unusable == {0: (0, 1, 2, 3, 4)}
+    with pytest.raises(UsageError, match="0 usable samples"):
+        replay(cache, dataset)
+
+
+# --- options -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 9, "world": 3}])
+def test_a_batch_larger_than_the_data_is_refused(
+    cache: Cache, dataset: Dataset, options: dict[str, int]
+) -> None:
+    with pytest.raises(UsageError, match=r"24 usable samples .* fill no batch; use a smaller one"):
+        replay(cache, dataset, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"batch_size": -1},
+        {"num_epochs": -1},
+        {"window": -1},
+        {"num_workers": -1},
+        {"first_view": -1},
+        {"world": 0},
+        {"rank": 2, "world": 2},
+        {"rank": -1},
+        {"witness_share": 1.5},
+        {"witness_share": -0.1},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(
+    cache: Cache, dataset: Dataset, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(options)).replace("_", ".")):
+        replay(cache, dataset, **options)
+    assert issubclass(UsageError, KdcacheError)
