@@ -75,15 +75,17 @@ pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT
 	$(BIN)/kdcache pack "$(DATA)" "$(OUT)" $(ARGS)
 
 precompute: EXAMPLE = make precompute DATA=build/photos TEACHER=torchvision:resnet50 \
-  RECIPE=pipelines/recipes/demo.toml VIEWS=16 CACHE=build/cache
+  WEIGHTS=resnet50.pth RECIPE=pipelines/recipes/funmatch.toml VIEWS=16 CACHE=build/cache
 precompute: need-DATA need-TEACHER need-RECIPE need-VIEWS need-CACHE setup ## store teacher targets; DATA TEACHER RECIPE VIEWS CACHE [WEIGHTS]
 	$(BIN)/kdcache precompute --data "$(DATA)" --teacher "$(TEACHER)" \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	  --recipe "$(RECIPE)" --views "$(VIEWS)" --cache "$(CACHE)" $(ARGS)
 
-train: EXAMPLE = make train DATA=build/photos CACHE=build/cache STUDENT=torchvision:resnet18 RUN=build/run
-train: need-DATA need-CACHE need-STUDENT need-RUN setup ## train a student from a cache; DATA CACHE STUDENT RUN
-	$(BIN)/kdcache train --data "$(DATA)" --cache "$(CACHE)" --student "$(STUDENT)" --out "$(RUN)" $(ARGS)
+train: EXAMPLE = make train DATA=build/photos CACHE=build/cache STUDENT=torchvision:resnet18 \
+  EPOCHS=48 RUN=build/run
+train: need-DATA need-CACHE need-STUDENT need-EPOCHS need-RUN setup ## train a student from a cache; DATA CACHE STUDENT EPOCHS RUN
+	$(BIN)/kdcache train --data "$(DATA)" --cache "$(CACHE)" --student "$(STUDENT)" \
+	  --epochs "$(EPOCHS)" --out "$(RUN)" $(ARGS)
 
 verify: EXAMPLE = make verify CACHE=build/cache DATA=build/photos
 verify: need-CACHE setup ## check a cache, and with DATA its pixels too; CACHE [DATA]

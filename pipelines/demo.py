@@ -193,6 +193,8 @@ def main(
 ) -> None:
     """Distil handwritten digits three ways."""
     if out.exists():
+        if any(out.iterdir()) and not (out / "arrays").is_dir():
+            raise typer.BadParameter(f"{out} holds something else; name another folder as --out")
         shutil.rmtree(out)
     result = run_demo(Demo(out, seed, epochs, teacher_epochs, views, num_workers))
     print(f"\n{table(result)}\n\n{result['seconds']} s; see {out / 'report.html'}")

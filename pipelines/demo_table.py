@@ -6,6 +6,7 @@ Thread counts and machines change the figures like another seed does.
 """
 
 import json
+import shutil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
@@ -62,6 +63,7 @@ def main(
         if done.exists():
             results.append(json.loads(done.read_text()))
         else:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
             demo = Demo(folder, seed, epochs, teacher_epochs=60, views=256, num_workers=num_workers)
             results.append(run_demo(demo))
     print("\n" + "\n".join(rows(results)) + "\n")

@@ -1,6 +1,7 @@
 """Curves as SVG text, by matplotlib; colours work on light and dark pages."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -18,7 +19,8 @@ def curves_svg(
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": y_label}):
         figure = Figure(figsize=(5.2, 3.2), layout="constrained")
         axes = figure.add_subplot()
-        for colour, (name, (x, y)) in zip(COLOURS, curves.items(), strict=False):
+        colours = itertools.cycle(COLOURS)
+        for colour, (name, (x, y)) in zip(colours, curves.items(), strict=False):
             axes.plot(x, y, label=name, color=colour, linewidth=2)
         axes.set_xlabel(x_label, color=GREY)
         axes.set_ylabel(y_label, color=GREY)

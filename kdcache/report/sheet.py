@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcache.cache.store import Cache
+from kdcache.cache.store import Cache, Tile
 from kdcache.data.blocks import BlockSource
 from kdcache.recipe.plan import FULL_WEIGHT
 
@@ -37,14 +37,9 @@ def contact_sheet(
 ) -> list[list[Card]]:
     """Return the cards of each row of a tar, in the given views; unusable rows are left out."""
     cards: dict[int, list[Card]] = {row: [] for row in rows}
-    classes = cache.info.classes
     for view in views:
         tile = cache.read_tile(tar, view)
         skip = set(np.flatnonzero(~tile.usable).tolist())
-        target = cache.info.encoding.decode(
-            tile.fields, num_classes=cache.info.num_classes, temperature=1.0
-        )
-        probabilities_NC = target.dense(cache.info.num_classes).exp()
         for block in source.blocks(tar):
             wanted = [r for r in rows if block.start <= r < block.stop and r not in skip]
             if not wanted:
@@ -53,14 +48,23 @@ def contact_sheet(
             params = rendered.params[0]
             for row in wanted:
                 inside = row - block.start
-                best = probabilities_NC[row].topk(min(TOP, cache.info.num_classes))
-                top = tuple(
-                    (classes[c] if classes else str(c), float(p))
-                    for p, c in zip(best.values, best.indices.tolist(), strict=True)
-                )
                 share = int(params.weights_N[inside]) / FULL_WEIGHT
                 partner = block.start + int(params.partners_N[inside])
                 mixed = f", {1 - share:.0%} of row {partner}" if share < 1 else ""
                 picture = png_address(rendered.pixels_GNHW3[0][inside])
-                cards[row].append(Card(picture, f"row {row}, view {view}{mixed}", top))
+                cards[row].append(
+                    Card(picture, f"row {row}, view {view}{mixed}", _top(cache, tile, row))
+                )
     return [cards[row] for row in rows if cards[row]]
+
+
+def _top(cache: Cache, tile: Tile, row: int) -> tuple[tuple[str, float], ...]:
+    """Return the likeliest classes of a row, and their probabilities."""
+    num_classes, names = cache.info.num_classes, cache.info.classes
+    fields = {name: field[row : row + 1] for name, field in tile.fields.items()}
+    target = cache.info.encoding.decode(fields, num_classes=num_classes, temperature=1.0)
+    best = target.dense(num_classes)[0].exp().topk(min(TOP, num_classes))
+    return tuple(
+        (names[c] if names else str(c), float(p))
+        for p, c in zip(best.values, best.indices.tolist(), strict=True)
+    )

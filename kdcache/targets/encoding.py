@@ -202,7 +202,7 @@ class Dense:
         Raises:
             UsageError: the temperature is not positive.
         """
-        if temperature <= 0:
+        if not temperature > 0:  # NaN, too
             raise UsageError(f"temperature {temperature:g}: must be positive")
 
     def usable(self, fields: Fields) -> Tensor:

@@ -50,6 +50,29 @@ def test_philox_gives_the_known_answers_of_random123(
     assert tuple(philox(u64(*counter), u64(*key)).tolist()) == expected
 
 
+def at_carry(multiplier: int, low: int) -> int:
+    """Return the word whose product with the multiplier ends in the 64 bits of low."""
+    return pow(multiplier, -1, 2**64) * low % 2**64
+
+
+edges = st.integers(0, 3) | st.integers(2**32 - 2, 2**32 + 2) | st.integers(MAX - 3, MAX)
+first = words | edges.map(lambda low: at_carry(0xD2E7470EE14C6C93, low))
+third = words | edges.map(lambda low: at_carry(0xCA5A826395121157, low))
+
+
+@settings(deadline=None, max_examples=300)
+@given(counter=st.tuples(first, words, third, words), key=st.tuples(words, words))
+def test_philox_is_numpys_at_any_counter_and_key(
+    counter: tuple[int, int, int, int], key: tuple[int, int]
+) -> None:
+    """Products whose halves carry, or just do not, are among them."""
+    # NumPy counts up before it draws.
+    whole = (sum(word << 64 * place for place, word in enumerate(counter)) - 1) % 2**256
+    before = u64(*((whole >> 64 * place) & MAX for place in range(4)))
+    expected = np.random.Philox(key=u64(*key), counter=before).random_raw(4)
+    assert philox(u64(*counter), u64(*key)).tolist() == expected.tolist()
+
+
 @settings(deadline=None, max_examples=300)
 @given(seed=words, uids=lists_of_uids, view=words, count=st.integers(1, 40), stream=streams)
 @example(seed=0, uids=[0], view=0, count=9, stream=Stream.SAMPLE)

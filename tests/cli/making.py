@@ -1,0 +1,59 @@
+"""Files that commands read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from kdcache.recipe.schema import Recipe, load_recipe
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+TEACHER = "tests.tiny:linear_teacher"
+PLAIN = ["--mean", "0,0,0", "--std", "1,1,1"]
+
+
+def write_recipe(path: Path, recipe: Recipe) -> Path:
+    """Write a recipe as TOML."""
+    tables: dict[str, dict[str, Any]] = {"": {}}
+    for name, value in recipe.canonical().items():
+        if isinstance(value, dict):
+            tables[name] = value
+        else:
+            tables[""][name] = value
+    lines = []
+    for name, values in tables.items():
+        lines += [f"[{name}]"] if name else []
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path.write_text("\n".join(lines))
+    assert load_recipe(path) == recipe
+    return path
+
+
+def write_weights(path: Path, name: str = "linear_teacher") -> Path:
+    """Write the weights of a teacher of `tests.tiny`."""
+    save_file(getattr(tiny, name)().state_dict(), path)
+    return path
+
+
+def seven_classes() -> nn.Module:
+    """Return a teacher that knows other classes than the dataset."""
+    return tiny.linear_teacher(7)
+
+
+def nan_logits() -> nn.Module:
+    """Return a teacher that has diverged."""
+    teacher = tiny.linear_teacher()
+    next(teacher.parameters()).data[0] = float("nan")
+    return teacher
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder but locks, which hold nothing."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }

@@ -1,0 +1,139 @@
+"""The README's words, run as they stand there."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdcache.errors import KdcacheError
+from kdcache.recipe.schema import load_recipe
+from tests import tiny
+from tests.cli.conftest import Outcome, Run
+from tests.cli.making import ROOT, TEACHER, write_weights
+from tests.student import nets
+
+README = (ROOT / "README.md").read_text()
+STUDENT = "tests.student.nets:small"
+
+# What stands in for networks that take minutes, and where the recipes are.
+INSTEAD = {
+    "torchvision:resnet50": TEACHER,
+    "torchvision:resnet18": STUDENT,
+    "48": "2",
+    "pipelines/recipes/funmatch.toml": str(ROOT / "pipelines/recipes/funmatch.toml"),
+    "pipelines/recipes/centre.toml": str(ROOT / "pipelines/recipes/centre.toml"),
+}
+MORE = {
+    "train": ["--batch-size", "8"],
+    "verify": ["--teacher", "0.1", "--spec", TEACHER, "--weights", "teacher.safetensors"],
+}
+
+
+def _block(language: str, heading: str) -> str:
+    found = re.search(rf"## {heading}\n.*?```{language}\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def _commands() -> list[list[str]]:
+    """Return the words of each command of the five-minute tour."""
+    text = _block("sh", "Five minutes with your own photos").replace("\\\n", " ")
+    lines = (shlex.split(line, comments=True) for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])  # factories are imported from there, too
+    return tmp_path
+
+
+def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
+    place: Path, kdcache: Run
+) -> None:
+    tiny.write_images(place / "photos/train", 20)
+    tiny.write_images(place / "photos/val", 7, seed=1)
+    write_weights(place / "teacher.safetensors")
+    outcomes: dict[str, list[Outcome]] = {}
+    for words in _commands():
+        assert words[0] == "kdcache"
+        arguments = [INSTEAD.get(word, word) for word in words[1:]]
+        outcome = kdcache(*arguments, *MORE.get(words[1], []), "--json")
+        assert outcome.code == 0, (words, outcome.stderr)
+        outcomes.setdefault(words[1], []).append(outcome)
+    assert list(outcomes) == ["pack", "precompute", "inspect", "verify", "train", "eval"]
+
+    packed = [outcome.value for outcome in outcomes["pack"]]
+    assert [(value["samples"], value["tars"], value["num_classes"]) for value in packed] == [
+        (20, 1, 5),
+        (7, 1, 5),
+    ]
+    views, central = (outcome.value for outcome in outcomes["precompute"])
+    assert (views["views"], views["spans_computed"], central["views"]) == (16, 2, 1)
+    inspected = outcomes["inspect"][0].value
+    assert inspected["id"] == views["id"]
+    assert (inspected["coverage"], inspected["views_stored"]) == (1, 320)
+    verified = outcomes["verify"][0].value
+    assert (verified["damaged"], verified["spans_missing"]) == ([], 0)
+    assert verified["replay"] == {"blocks": 1, "differing": []}
+    assert verified["teacher"]["same"] is True
+    assert verified["teacher"]["rows"] > 0
+    trained, measured = outcomes["train"][0].value, outcomes["eval"][0].value
+    assert (trained["epoch"], trained["reuse"], trained["val_samples"]) == (1, 0.125, 7)
+    assert measured["samples"] == 7
+    for name in ("top1", "kl_nats", "agreement"):
+        assert measured[name] == pytest.approx(trained[f"val_{name}"], abs=1e-6)
+    assert (place / "build/run/student.safetensors").exists()
+
+    for name in ("precompute", "train"):  # what people read goes elsewhere
+        assert outcomes[name][0].stderr.count("\n") >= 1
+    assert "2 spans of 8 views to do" in outcomes["precompute"][0].stderr
+    assert "16 stored views, each used 0.125 times" in outcomes["train"][0].stderr
+    assert "epoch 2/2: loss " in outcomes["train"][0].stderr
+
+
+def test_the_loop_of_the_readme_runs(place: Path) -> None:
+    """256 images, since its batch is of 256."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (256, 12, 12, 3), dtype=np.uint8)
+    np.savez(place / "arrays.npz", images=images, labels=np.arange(256) % 5)
+    dataset = tiny.pack_images(place / "arrays.npz", place / "build/train", rows_per_tar=100)
+    recipe = tiny.make_recipe(size=8, block=64)
+    tiny.precompute(place / "build/cache", dataset, recipe, encoding="dense:f2")
+    code = _block("python", "Five minutes with your own photos")
+    names: dict[str, object] = {"student": nets.small(5)}
+    exec(compile(code, "README.md", "exec"), names)
+    state, loss = names["state"], names["loss"]
+    assert isinstance(state, dict)
+    assert (state["epoch"], state["batch"]) == (48, 0)
+    assert isinstance(loss, torch.Tensor)
+    assert bool(loss.isfinite())
+
+
+def test_the_recipe_of_the_readme_is_one(tmp_path: Path) -> None:
+    text = _block("toml", "Recipes")
+    (tmp_path / "recipe.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert recipe.id == load_recipe(ROOT / "pipelines/recipes/funmatch.toml").id
+
+
+def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    rows = re.findall(r"^\| (\d) \| (\w+) \|", README, re.MULTILINE)
+    codes = {kind.__name__.removesuffix("Error").lower(): kind.exit_code
+             for kind in KdcacheError.__subclasses__()}  # fmt: skip
+    assert len(rows) == 5
+    for code, name in rows:
+        assert codes[name] == int(code)
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    named = set(re.findall(r"(?:docs|pipelines/recipes)/[\w.]+\.(?:md|toml)", README))
+    assert len(named) >= 3
+    for name in named:
+        assert (ROOT / name).is_file(), name
