@@ -159,4 +159,3 @@ def _read_columns(path: Path, document: _Document) -> dict[str, NDArray[Any]]:
                 f"expected {ROW[name]} {shape}; {_AGAIN}"
             )
     return columns
-
