@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from kdcache.cache.store import Cache
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 # Before torch is imported: networks this small lose by more threads, and tests share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# CI tries the same examples each time; at a desk, others are looked for.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

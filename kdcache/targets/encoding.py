@@ -193,7 +193,8 @@ class Dense:
             logits_NC = fields["logits"].float()
         else:
             logits_NC = fields["codes"].float() * (fields["ranges"] / -255)
-        log_probs_NC = (logits_NC / temperature).log_softmax(1)
+        # In float32 a sum over many classes loses small terms beside a large one.
+        log_probs_NC = (logits_NC / temperature).log_softmax(1, dtype=torch.float64).float()
         return SparseTarget(None, log_probs_NC, torch.full_like(log_probs_NC[:, 0], -math.inf))
 
     def check_temperature(self, temperature: float) -> None:
