@@ -38,13 +38,14 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
     from kdcache.cache.store import open_cache
     from kdcache.cache.summary import summarise_cache
 
-    value = summarise_cache(open_cache(cache))
+    store = open_cache(cache)
+    value = summarise_cache(store)
     lines: dict[str, object] = {
         "cache": value["id"],
         "dataset": f"{value['dataset']['num_samples']} samples in {value['tars']} tars "
         f"({value['dataset']['id'][:12]})",
-        "recipe": ", ".join(f"{k} {v}" for k, v in value["recipe"].items() if k != "id")
-        + f" ({value['recipe']['id'][:12]})",
+        "recipe": f"{', '.join(_flat(store.info.recipe.canonical()))} "
+        f"({value['recipe']['id'][:12]})",
         "teacher": f"{value['teacher']['spec']}, {value['teacher']['precision']} "
         f"({value['teacher']['id'][:12]})",
         "classes": value["num_classes"],
@@ -66,6 +67,18 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
             + ", ".join(f"{error:.2%} at T={t}" for t, error in fidelity["gradient_error"].items())
         )
     give(value, as_json=as_json, lines=lines)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a recipe's fields as texts such as "crop.law inception"."""
+    texts = []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            texts += _flat(value, f"{prefix}{name}.")
+        else:
+            shown = " to ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else value
+            texts.append(f"{prefix}{name} {shown}")
+    return texts
 
 
 def verify(
