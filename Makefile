@@ -88,7 +88,7 @@ train: need-DATA need-CACHE need-STUDENT need-EPOCHS need-RUN setup ## train a s
 	  --epochs "$(EPOCHS)" --out "$(RUN)" $(ARGS)
 
 verify: EXAMPLE = make verify CACHE=build/cache DATA=build/photos
-verify: need-CACHE setup ## check a cache, and with DATA its pixels too; CACHE [DATA]
+verify: need-CACHE setup ## check a cache, and with DATA a share of its pixels too; CACHE [DATA]
 	$(BIN)/kdcache verify "$(CACHE)" $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 inspect: EXAMPLE = make inspect CACHE=build/cache

@@ -70,7 +70,13 @@ class Demo:
         shared = {"seed": self.seed, "num_workers": self.num_workers, **GREY.__dict__}
         config = make_config(student=f"pipelines.digits:{spec}", **shared, **settings)
         folder = self.out / "runs" / name
-        train_run(make_run(config, sources, folder=folder))
+
+        def report(metrics: dict[str, Any]) -> None:
+            done = metrics["epoch"]
+            if done % max(config.epochs // 4, 1) == 0 and done < config.epochs:
+                print(f"          {name}: epoch {done} of {config.epochs}", flush=True)
+
+        train_run(make_run(config, sources, folder=folder), report=report)
         return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 

@@ -67,7 +67,7 @@ def _table(result: dict[str, Any]) -> list[list[str]]:
     rows = [["student of", "accuracy", "KL to the teacher, nats"]]
     for arm, score in result["arms"].items():
         rows.append([NAMES[arm], f"{score['accuracy']:.1f}%", f"{score['kl']:.3f}"])
-    return rows
+    return [*rows, ["the teacher itself", f"{result['teacher']['accuracy']:.1f}%", "0"]]
 
 
 def _caveats() -> list[str]:
@@ -87,7 +87,7 @@ def _figures(curves: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
     ):
         lines = {
             NAMES[arm].split(" (")[0]: (
-                [point["epoch"] + 1 for point in curve if key in point],
+                [point["epoch"] for point in curve if key in point],
                 [factor * point[key] for point in curve if key in point],
             )
             for arm, curve in curves.items()

@@ -17,7 +17,7 @@ from kdcache.cli.precompute import (
     Weights,
     build_teacher,
 )
-from kdcache.errors import CorruptError, MismatchError, UsageError
+from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 
 if TYPE_CHECKING:
     from kdcache.cache.audit import Finding
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CachePath = Annotated[Path, typer.Argument(help="The cache.")]
 FINDINGS_SHOWN = 20
+REPLAY_SHARE = 0.05
 
 
 def inspect(cache: CachePath, as_json: Json = False) -> None:
@@ -84,29 +85,38 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
 def verify(
     cache: CachePath,
     data: Annotated[
-        Path | None, typer.Option(help="The images, for --replay and --teacher.")
+        Path | None, typer.Option(help="The images that the cache was made from.")
     ] = None,
     replay: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the blocks to render again.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Share of the blocks to render again; default: 0.05 with --data.",
+        ),
+    ] = None,
     teacher: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the blocks to run the teacher on again.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Share of the blocks to run the teacher on again."
+        ),
     ] = 0.0,
-    spec: Annotated[str | None, typer.Option(help="The teacher, for --teacher.")] = None,
+    spec: Annotated[str | None, typer.Option(help="The network, for --teacher.")] = None,
     weights: Weights = None,
     mean: Mean = IMAGENET_MEAN,
     std: Std = IMAGENET_STD,
     precision: Annotated[Precision, typer.Option()] = Precision.float32,
-    device: Device = "cpu",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check every object's digest; with --replay the pixels, with --teacher the targets as well.
+    """Check every object's digest; with --data the pixels, with --teacher the targets as well.
 
     Examples:
 
       kdcache verify build/cache
 
-      kdcache verify build/cache --data build/photos --replay 0.05
+      kdcache verify build/cache --data build/photos --replay 1
 
       kdcache verify build/cache --data build/photos --teacher 0.01 --spec torchvision:resnet50
       --weights resnet50.pth
@@ -121,6 +131,8 @@ def verify(
             "--teacher needs the network: give --spec and --weights; the name that a cache holds "
             "is never imported"
         )
+    if replay is None:
+        replay = 0.0 if data is None else REPLAY_SHARE
     store = open_cache(cache)
     damage = list(check_objects(store))
     absent = store.missing()
@@ -164,6 +176,11 @@ def verify(
         )
     if "teacher" in value and not value["teacher"]["same"]:
         raise MismatchError(f"{cache}: this teacher did not make these targets")
+    if absent:
+        raise IncompleteError(
+            f"{cache}: what is there is sound, but {len(absent)} spans are missing; run kdcache "
+            "precompute again"
+        )
 
 
 def _finding(finding: "Finding") -> dict[str, Any]:

@@ -28,7 +28,7 @@ Weights = Annotated[
 ]
 Mean = Annotated[str, typer.Option(help="Mean of the pixels in 0 to 1, by channel.")]
 Std = Annotated[str, typer.Option(help="Standard deviation of the pixels, by channel.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
@@ -43,7 +43,7 @@ def precompute(
     mean: Mean = IMAGENET_MEAN,
     std: Std = IMAGENET_STD,
     precision: Annotated[Precision, typer.Option()] = Precision.float32,
-    device: Device = "cpu",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
     encoding: Annotated[
         str | None, typer.Option(help="topk:K, dense:f2 or dense:u1; default: by the classes.")
@@ -99,7 +99,8 @@ def precompute(
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
     todo = store.missing()
     say(
-        f"cache {store.info.id[:12]}: {len(todo)} spans of {store.grid.span_views} views to do",
+        f"cache {store.info.id[:12]}: {len(todo)} spans of {store.grid.span_views} views to do "
+        f"on {network.device}",
         as_json=as_json,
     )
     job = Job(dataset_source(dataset, plan), network, store, batch_size, skip_bad)
@@ -108,7 +109,7 @@ def precompute(
 
     def rates(done: int, seconds: float) -> str:
         rate, span = done / seconds, store.grid.span_views
-        return f"{rate:.0f} images/s {rate * span:.0f} views/s {human_bytes(written)}"
+        return f"images, {rate:.1f} images/s, {rate * span:.0f} views/s, {human_bytes(written)}"
 
     with progress_bar("precompute", images, rates=rates) as advance:
 
@@ -116,7 +117,15 @@ def precompute(
             nonlocal written
             written += size_bytes
 
-        seal = run_inline(job, progress=advance, committed=lambda c: count(c.size_bytes))
+        try:
+            seal = run_inline(job, progress=advance, committed=lambda c: count(c.size_bytes))
+        except KeyboardInterrupt:
+            say(
+                f"stopped; {len(todo) - len(store.missing())} spans more are stored: the same "
+                "command goes on from there",
+                as_json=as_json,
+            )
+            raise typer.Exit(130) from None
     unusable = sum(len(rows) for rows in seal.unusable.values())
     value = {
         "id": store.info.id,
@@ -129,7 +138,8 @@ def precompute(
     }
     lines = {
         "cache": f"{cache} ({store.info.id[:12]})",
-        "computed": f"{len(todo)} spans; {seal.views} views of {dataset.num_samples} images",
+        "computed": f"{len(todo)} spans" if todo else "nothing, it was complete",
+        "holds": f"{seal.views} views of {dataset.num_samples} images",
         "size": human_bytes(seal.size_bytes),
     }
     if unusable:

@@ -58,7 +58,7 @@ def train(
     window: Annotated[int, typer.Option(help="Blocks over which views are shuffled.")] = 16,
     first_view: Annotated[int, typer.Option(help="View of the first epoch.")] = 0,
     precision: Annotated[StudentPrecision, typer.Option()] = StudentPrecision.float32,
-    device: Device = "cpu",
+    device: Device = "auto",
     mean: Channels = None,
     std: Channels = None,
     eval_every: Annotated[int, typer.Option(help="Epochs between measurements.")] = 1,
@@ -105,9 +105,16 @@ def train(
     sources = Sources(data, cache, plan, val_data, val_cache)
     run = make_run(config, sources, folder=out, device=device, max_reuse=max_reuse)
     reuse = reuse_factor(config, run.stream)
-    views = "fresh views" if reuse is None else f"{run.stream.num_views} stored views, "
-    used = "" if reuse is None else f"each used {reuse:.3g} times"
-    say(f"{epochs} epochs of {run.stream.num_samples} samples; {views}{used}", as_json=as_json)
+    if reuse is None:
+        views = "fresh views"
+    elif reuse <= 1:
+        views = f"{epochs} of {run.stream.num_views} stored views, each used once"
+    else:
+        views = f"{run.stream.num_views} stored views, each used {reuse:.3g} times"
+    say(
+        f"{epochs} epochs of {run.stream.num_samples} samples on {run.device}; {views}",
+        as_json=as_json,
+    )
     last: dict[str, Any] = {}
 
     def report(metrics: dict[str, Any]) -> None:
@@ -118,9 +125,13 @@ def train(
             for name, value in metrics.items()
             if name != "epoch"
         )
-        say(f"epoch {metrics['epoch'] + 1}/{epochs}: {shown}", as_json=as_json)
+        say(f"epoch {metrics['epoch']}/{epochs}: {shown}", as_json=as_json)
 
-    train_student(run, resume=resume, report=report)
+    try:
+        train_student(run, resume=resume, report=report)
+    except KeyboardInterrupt:
+        say(f"stopped; go on from {out} with --resume", as_json=as_json)
+        raise typer.Exit(130) from None
     value = {"run": str(out), "reuse": reuse, **last}
     give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
 
@@ -132,7 +143,7 @@ def evaluate(
     cache: Annotated[Path, typer.Option(help="Targets of one centre view of the images.")],
     batch_size: Annotated[int, typer.Option()] = 256,
     num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
-    device: Device = "cpu",
+    device: Device = "auto",
     mean: Channels = None,
     std: Channels = None,
     as_json: Json = False,
@@ -164,5 +175,6 @@ def evaluate(
     stream = replay_stream(store, load_dataset(data), options)
     place = open_device(device)
     score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
-    lines = {name: value for name, value in score.to_dict().items() if value is not None}
+    shown = {name: value for name, value in score.to_dict().items() if value is not None}
+    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in shown.items()}
     give(score.to_dict(), as_json=as_json, lines=lines)

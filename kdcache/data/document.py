@@ -121,7 +121,10 @@ def _read_document(path: Path) -> _Document:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{path}: missing; run kdcache index {path.parent}") from None
+        raise UsageError(
+            f"{path}: missing; make it from tars with kdcache index {path.parent}, or from images "
+            "with kdcache pack"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; check the path") from error
     try:

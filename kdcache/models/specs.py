@@ -24,11 +24,13 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def open_device(name: str) -> torch.device:
-    """Return a device that is there.
+    """Return a device that is there; "auto" is the first GPU, or the CPU without one.
 
     Raises:
         UsageError: there is none of this name.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.zeros(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:

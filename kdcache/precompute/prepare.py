@@ -96,7 +96,8 @@ def prepare_cache(
     if cache.grid.num_views != num_views or span_views not in (None, cache.grid.span_views):
         raise UsageError(
             f"{path}: has {cache.grid.num_views} views in spans of {cache.grid.span_views}, this "
-            f"run asks for {num_views} views; pass its numbers, or choose another path"
+            f"run asks for {num_views} views; their number is fixed when a cache is made: pass the "
+            "same, or choose another path for a new cache"
         )
     return cache
 

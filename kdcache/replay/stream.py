@@ -93,7 +93,8 @@ class ReplayStream(IterableDataset[Batch]):
         if self.batches_per_epoch == 0:
             raise UsageError(
                 f"batch size {options.batch_size}: an epoch has {int(extent.usable.sum())} usable "
-                f"samples for {options.world} ranks, which fill no batch; use a smaller one"
+                f"samples for {options.world} ranks, which fill no batch; use a smaller one "
+                "(--batch-size)"
             )
 
     @property

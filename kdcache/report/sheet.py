@@ -50,7 +50,7 @@ def contact_sheet(
                 inside = row - block.start
                 share = int(params.weights_N[inside]) / FULL_WEIGHT
                 partner = block.start + int(params.partners_N[inside])
-                mixed = f", {1 - share:.0%} of row {partner}" if share < 1 else ""
+                mixed = f", mixed with {1 - share:.0%} of row {partner}" if share < 1 else ""
                 picture = png_address(rendered.pixels_GNHW3[0][inside])
                 cards[row].append(
                     Card(picture, f"row {row}, view {view}{mixed}", _top(cache, tile, row))

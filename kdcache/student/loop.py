@@ -69,7 +69,7 @@ def train(
     done = state.load(run.folder) if resume else 0
     batches = iter(run.stream)
     for epoch in range(done, config.epochs):
-        metrics = _train_epoch(run, state, batches=batches) | {"epoch": epoch}
+        metrics = _train_epoch(run, state, batches=batches) | {"epoch": epoch + 1}
         if _due(epoch, config.eval_every, config.epochs) and run.validation is not None:
             metrics |= _measure(run, network)
         with (run.folder / METRICS).open("a") as file:
@@ -138,6 +138,7 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         state.optimizer.step()
+        rate = state.optimizer.param_groups[0]["lr"]
         state.schedule.step()
         total += loss.detach() * len(batch)
         count += len(batch)
@@ -148,7 +149,6 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
             "train with a lower learning rate"
         )
     seconds = time.monotonic() - started
-    rate = state.optimizer.param_groups[0]["lr"]
     return {"loss": mean, "learning_rate": rate, "images_per_s": round(count / seconds, 1)}
 
 

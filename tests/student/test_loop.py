@@ -61,9 +61,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> P
 # --- learning ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learn", ["cache", "fixed", "labels"])
+@pytest.mark.parametrize(("learn", "share"), [("cache", 0.5), ("fixed", 0.5), ("labels", 0.9)])
 def test_each_way_of_learning_lowers_its_own_loss(
-    tmp_path: Path, dataset: Dataset, complete: Path, centre: Path, learn: str
+    tmp_path: Path, dataset: Dataset, complete: Path, centre: Path, learn: str, share: float
 ) -> None:
     fresh = tiny.make_recipe(**UNMIXED)
     sources = {
@@ -75,20 +75,21 @@ def test_each_way_of_learning_lowers_its_own_loss(
     train(run)
     losses = [line["loss"] for line in metrics_of(tmp_path / "r")]
     assert len(losses) == 25
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-5:]) < share * np.mean(losses[:3])
 
 
 def test_a_student_learns_its_teachers_predictions(tmp_path: Path, dataset: Dataset) -> None:
     options = {"teacher": contrast_teacher(), "encoding": "dense:f2"}
-    views = tiny.precompute(tmp_path / "views", dataset, tiny.make_recipe(), **options).path
+    recipe = tiny.make_recipe()
+    views = tiny.precompute(tmp_path / "views", dataset, recipe, num_views=16, **options).path
     test = centre_cache(tmp_path / "test", dataset, **options)
     sources = make_sources(dataset, views, val_data=dataset.root, val_cache=test)
-    changes = {"epochs": 25, "learning_rate": 0.03, "eval_every": 2}
+    changes = {"epochs": 25, "learning_rate": 0.03, "eval_every": 6}
     train(run_of(tmp_path / "r", sources, **changes))
     lines = metrics_of(tmp_path / "r")
     kl = {line["epoch"]: line["val_kl_nats"] for line in lines if "val_kl_nats" in line}
-    assert list(kl) == [*range(1, 25, 2), 24]
-    assert kl[24] < 0.7 * kl[1]
+    assert list(kl) == [5, 11, 17, 23, 24]
+    assert kl[24] < 0.8 * kl[5]
 
 
 def test_the_same_settings_make_the_same_bytes(
