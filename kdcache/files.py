@@ -1,8 +1,14 @@
 """Files written whole or not at all, and forced to the disk."""
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from kdcache.errors import UsageError
+
+LOCK = ".lock"
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
@@ -37,3 +43,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder's lock: its file .lock, freed by the system when this process dies.
+
+    A record lock, since forked workers, which may outlive their parent, do not inherit it.
+
+    Raises:
+        UsageError: another process holds it; says refusal.
+    """
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UsageError(f"{folder}: {refusal}") from None
+        yield

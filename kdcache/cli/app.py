@@ -1,11 +1,13 @@
 """The command `kdcache`: parse, build, call, print. Heavy imports wait until a command runs."""
 
 import sys
+from contextlib import nullcontext
+from io import TextIOWrapper
 
 import typer
 
 from kdcache import __version__
-from kdcache.cli import caches, data, precompute, student
+from kdcache.cli import caches, data, output, precompute, student
 from kdcache.errors import KdcacheError, UsageError
 
 app = typer.Typer(
@@ -43,8 +45,12 @@ app.command("verify")(caches.verify)
 
 def main() -> None:
     """Run the command line; errors are one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     try:
-        app()
+        with output.results_apart() if "--json" in sys.argv else nullcontext():
+            app()
     except KdcacheError as error:
         typer.echo(f"kdcache: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)

@@ -69,7 +69,7 @@ def index(
         Path | None, typer.Option(help="Where dataset.json goes; default: into the folder.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(help="Classes; default: the greatest label + 1.")
+        int | None, typer.Option(min=1, help="Classes; default: the greatest label + 1.")
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field of .json members: the label.")] = "label",
     check: Annotated[

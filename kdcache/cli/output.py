@@ -1,10 +1,11 @@
 """What commands print: JSON on stdout, everything else beside it; progress on stderr."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -18,6 +19,20 @@ from rich.progress import (
 
 LOG_EVERY_S = 30.0
 
+_results: TextIO | None = None  # where JSON goes, if not to sys.stdout
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Let nothing but results reach stdout: what models print goes to stderr."""
+    global _results
+    _results = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
 
 def say(text: str, *, as_json: bool) -> None:
     """Print a line for people: on stdout, or on stderr when stdout carries JSON."""
@@ -27,7 +42,7 @@ def say(text: str, *, as_json: bool) -> None:
 def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]) -> None:
     """Print a result: value as JSON, or lines as a table for people."""
     if as_json:
-        typer.echo(json.dumps(value, indent=1))
+        typer.echo(json.dumps(value, indent=1), file=_results or sys.stdout)
         return
     width = max(len(name) for name in lines)
     for name, text in lines.items():

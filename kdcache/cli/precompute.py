@@ -37,7 +37,7 @@ def precompute(
     data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
     teacher: Spec,
     recipe: Annotated[Path, typer.Option(help="Recipe of the views, TOML.")],
-    views: Annotated[int, typer.Option(help="Views of each image.")],
+    views: Annotated[int, typer.Option(min=1, max=1_000_000, help="Views of each image.")],
     cache: Annotated[Path, typer.Option(help="Where the cache is, or will be.")],
     weights: Weights = None,
     mean: Mean = IMAGENET_MEAN,
@@ -54,9 +54,10 @@ def precompute(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")
     ] = False,
-    other_classes: Annotated[
-        bool, typer.Option("--other-classes", help="The dataset's labels are other classes.")
-    ] = False,
+    teacher_classes: Annotated[
+        int | None,
+        typer.Option(min=2, help="Classes of the teacher, if they are not the dataset's labels."),
+    ] = None,
     data_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     weights_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     output_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
@@ -76,13 +77,11 @@ def precompute(
     from kdcache.precompute.span import Job
     from kdcache.recipe.schema import load_recipe
 
-    if views < 1:
-        raise UsageError(f"--views {views}: expected 1 or more")
     dataset, plan = load_dataset(data), load_recipe(recipe)
     network = build_teacher(
         teacher,
         weights,
-        num_classes=dataset.num_classes if not other_classes else None,
+        num_classes=teacher_classes or dataset.num_classes,
         mean=mean,
         std=std,
         precision=precision,
@@ -94,7 +93,7 @@ def precompute(
         teacher=network,
         encoding=encoding,
         licences={"data": data_licence, "weights": weights_licence, "output": output_licence},
-        other_classes=other_classes,
+        other_classes=teacher_classes is not None,
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
     todo = store.missing()
@@ -138,8 +137,7 @@ def precompute(
     }
     lines = {
         "cache": f"{cache} ({store.info.id[:12]})",
-        "computed": f"{len(todo)} spans" if todo else "nothing, it was complete",
-        "holds": f"{seal.views} views of {dataset.num_samples} images",
+        "computed": f"{len(todo)} spans; {seal.views} views of {dataset.num_samples} images stored",
         "size": human_bytes(seal.size_bytes),
     }
     if unusable:

@@ -88,6 +88,8 @@ def load_dataset(path: Path) -> Dataset:
     """
     path = _json_path(path)
     document = _read_document(path)
+    if "\0" in document.root:
+        raise DataError(f"{path}: root {document.root!r} is no path; {_AGAIN}")
     for name in (document.samples.file, *(tar.name for tar in document.tars)):
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name:
@@ -102,6 +104,12 @@ def load_dataset(path: Path) -> Dataset:
         num_classes=document.num_classes,
         **_read_columns(path.parent / document.samples.file, document),
     )
+    most, classes = int(dataset.labels.max(initial=-1)), document.classes
+    counts = {len(classes)} if classes is not None else set()
+    if document.num_classes is not None:
+        counts |= {document.num_classes}
+    if len(counts) > 1 or any(count <= most for count in counts) or 0 in counts:
+        raise CorruptError(f"{path}: {document.num_classes} classes, labels up to {most}; {_AGAIN}")
     for tar, entry in enumerate(dataset.tars):
         own = dataset.rows(tar)
         if tar_digest(dataset.uids[own], dataset.contents[own]) != entry.digest:

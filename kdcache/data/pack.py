@@ -21,7 +21,7 @@ from kdcache.data.document import save_dataset
 from kdcache.data.index import build_index
 from kdcache.data.sources import Source, SourceImage, open_source
 from kdcache.errors import DataError, UsageError
-from kdcache.files import sync
+from kdcache.files import LOCK, alone, sync
 from kdcache.identity import sample_uid
 from kdcache.recipe.draws import uniforms
 
@@ -82,16 +82,31 @@ def pack(
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and is not an empty folder; name another")
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        with alone(partial, "another process is packing there; wait for it"):
+            return _pack(source, out, partial=partial, options=options, progress=progress)
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror}; free space or name another folder") from error
+
+
+def _pack(
+    source: Source,
+    out: Path,
+    *,
+    partial: Path,
+    options: PackOptions,
+    progress: Callable[[int], None] | None,
+) -> Dataset:
+    try:
+        for leftover in partial.iterdir():  # of a killed run
+            if leftover.name != LOCK:
+                leftover.unlink()
         paths = _write_tars(source, partial, options=options, progress=progress)
         dataset = build_index(paths, root=partial, classes=source.classes)
         save_dataset(dataset, partial)
+        (partial / LOCK).unlink()
         os.replace(partial, out)
         sync(out.parent)
-    except OSError as error:
-        raise UsageError(f"{out}: {error.strerror}; free space or name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return replace(dataset, root=out)

@@ -58,6 +58,8 @@ def open_source(source: str, *, root: Path | None = None, split: str = "train") 
         DataError: two files make one key, or a file's name makes none.
     """
     path = Path(source)
+    if not source:
+        raise UsageError("source is empty; name a folder of images")
     if source.startswith(_TORCHVISION):
         return _torchvision_source(source, root=root, split=split)
     if path.is_dir():
@@ -77,6 +79,11 @@ def _folder_source(root: Path) -> Source:
         classes = tuple(entry.name for entry in _entries(root) if entry.is_dir())
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from error
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{root}: folder {name!r} is not in UTF-8; rename it") from None
     images = [name for name in files if _extension(name) in IMAGE_EXTENSIONS]
     if not images:
         raise UsageError(f"{root}: no image below it, expected {', '.join(IMAGE_EXTENSIONS)}")

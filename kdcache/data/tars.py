@@ -146,7 +146,7 @@ def read_images(
     try:
         images = _read_spans(path, spans) if spans else []
     except OSError as error:
-        raise _changed(path, spans[0][0], reason=str(error.strerror)) from error
+        raise DataError(f"{path}: {error.strerror}; restore the tar, or check its path") from error
     for (offset, _), image, content in zip(spans, images, contents, strict=True):
         if content_digest(image) != content:
             raise _changed(path, offset, reason="other bytes than indexed")

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from kdcache.errors import UsageError
 
@@ -32,9 +33,12 @@ def open_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=torch.device(name)).device
+        device = torch.zeros(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise UsageError("device 'meta': computes nothing; name cpu or cuda")
+    return device
 
 
 def build_network(spec: str, *, num_classes: int | None) -> nn.Module:
@@ -73,7 +77,7 @@ def _factory(spec: str, module: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # the module is the user's own code
+    except (Exception, SystemExit) as error:  # the module is the user's own code
         raise UsageError(f"model {spec!r}: cannot import {module}: {error!r}") from error
     if not callable(found):
         raise UsageError(f"model {spec!r}: {module} has no factory named {name}")
@@ -82,19 +86,55 @@ def _factory(spec: str, module: str, name: str) -> Callable[..., Any]:
 
 
 def _call(factory: Callable[..., Any], options: dict[str, int], spec: str) -> nn.Module:
-    parameters = inspect.signature(factory).parameters
-    takes = "num_classes" in parameters or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
     try:
+        parameters = inspect.signature(factory).parameters
+        takes = "num_classes" in parameters or any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+        )
         network = factory(**options) if takes else factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"model {spec!r}: its factory failed: {error!r}") from error
     if not isinstance(network, nn.Module):
         raise UsageError(
             f"model {spec!r}: its factory gave {type(network)}, expected a torch Module"
         )
+    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
+        raise UsageError(f"model {spec!r}: has lazy layers; run it once in its factory")
     return network
+
+
+def run_network(
+    network: nn.Module, images_N3HW: Tensor, *, name: str, num_classes: int | None
+) -> Tensor:
+    """Return a network's logits (N, C) of normalised images.
+
+    num_classes: what C must be; None takes any.
+
+    Raises:
+        UsageError: the network fails, or gives something else than floating logits.
+    """
+    count = len(images_N3HW)
+    try:
+        logits_NC = network(images_N3HW)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(f"{name}: out of memory on {count} images; lower --batch-size") from error
+    except Exception as error:  # the network is the user's own code
+        tall, wide = images_N3HW.shape[2:]
+        raise UsageError(
+            f"{name}: fails on {tall} x {wide} pixels, the recipe's size, {count} images at once: "
+            f"{error!r}"
+        ) from error
+    found = type(logits_NC).__name__
+    if isinstance(logits_NC, Tensor):
+        kind = "" if logits_NC.is_floating_point() else f"{logits_NC.dtype} "
+        found = f"{kind}{tuple(logits_NC.shape)}"
+        fits = logits_NC.ndim == 2 and num_classes in (None, logits_NC.shape[1])
+        if fits and not kind and len(logits_NC) == count:
+            return logits_NC
+    classes = "classes" if num_classes is None else f"{num_classes} classes"
+    raise UsageError(
+        f"{name}: gave {found} for {count} images, expected a tensor of logits (images, {classes})"
+    )
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -117,7 +157,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
         if names
     ]
     if problems:
-        raise UsageError(f"{path}: weights do not fit the model; {'; '.join(problems)}")
+        raise UsageError(
+            f"{path}: weights do not fit the model; {'; '.join(problems)}; name the model that "
+            "they are of, or, for a teacher of other classes, its --teacher-classes"
+        )
     network.load_state_dict(state)
 
 

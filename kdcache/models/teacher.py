@@ -1,6 +1,7 @@
 """A frozen, fingerprinted network with its preprocessing."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
-from kdcache.models.specs import build_network, load_weights, open_device
+from kdcache.models.specs import build_network, load_weights, open_device, run_network
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Triple = tuple[float, float, float]
@@ -25,6 +26,12 @@ class Preprocessing:
 
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
+            raise UsageError(
+                f"mean {self.mean}, std {self.std}: expected finite numbers, std above 0"
+            )
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         """Return uint8 pixels normalised, float32, on their device."""
@@ -63,21 +70,17 @@ class Teacher:
         """Return logits (N, C), float32, of uint8 pixels.
 
         Raises:
-            UsageError: the network gives something else than logits (N, C).
+            UsageError: the network fails, or gives something else than logits (N, C).
         """
         images = self.preprocessing(pixels_N3HW.to(self.device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
         half = self.precision != "float32"
         dtype = getattr(torch, self.precision) if half else None
         with torch.autocast(self.device.type, dtype=dtype, enabled=half):
-            logits = self.network(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(
-                f"teacher {self.spec}: gave {found} for {len(images)} images, expected a tensor of "
-                "logits (images, classes)"
+            logits_NC = run_network(
+                self.network, images, name=f"teacher {self.spec}", num_classes=None
             )
-        return logits.float()
+        return logits_NC.float()
 
     def num_classes(self, size: int) -> int:
         """Return the number of classes, read off one black image of the given side.
@@ -85,14 +88,7 @@ class Teacher:
         Raises:
             UsageError: the network does not take this size, or has fewer than two classes.
         """
-        try:
-            classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
-        except UsageError:
-            raise
-        except Exception as error:  # networks refuse a size in many ways
-            raise UsageError(
-                f"teacher {self.spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
-            ) from error
+        classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
         if classes < 2:
             raise UsageError(f"teacher {self.spec}: has {classes} class, distillation needs two")
         return classes

@@ -43,8 +43,8 @@ def describe_cache(
         raise MismatchError(
             f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
             f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
-            "if the greatest labels are not in them, or say --other-classes if the labels mean "
-            "something else"
+            "if the greatest labels are not in them, or give --teacher-classes if the labels "
+            "mean something else"
         )
     same = dataset.num_classes == num_classes and not other_classes
     return CacheInfo(
@@ -113,9 +113,11 @@ def check_same(cache: Cache, info: CacheInfo) -> None:
         "recipe": (cache.info.recipe.id, info.recipe.id),
         "teacher": (cache.info.teacher["id"], info.teacher["id"]),
         "encoding": (str(cache.info.encoding), str(info.encoding)),
+        # Equal weights with other arithmetic have one fingerprint, but seldom one name.
+        "teacher's name": (cache.info.teacher["spec"], info.teacher["spec"]),
     }
     differing = [
-        f"{name} {found[:12]}, this run has {wanted[:12]}"
+        f"{name} {found[:40]}, this run has {wanted[:40]}"
         for name, (found, wanted) in pairs.items()
         if found != wanted
     ]

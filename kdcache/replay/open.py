@@ -25,7 +25,8 @@ def replay_stream(cache: Cache, dataset: Dataset, options: StreamOptions) -> Rep
     """
     source = cache_source(cache, dataset, cache.info.recipe)
     num_views = cache.grid.num_views
-    wanted = {(options.first_view + e) % num_views for e in range(options.num_epochs)}
+    epochs = range(min(options.num_epochs, num_views))
+    wanted = {(options.first_view + epoch) % num_views for epoch in epochs}
     _check_views(cache, wanted)
     return _stream(source, options, num_views=num_views, targets=cache)
 

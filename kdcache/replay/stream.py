@@ -266,7 +266,7 @@ class _Cutter:
         parts = []
         for position in np.unique(block_N).tolist():
             while position not in self._blocks:
-                block = next(self._loaded)
+                block = self._next()
                 if isinstance(block, KdcacheError):
                     try:
                         raise block
@@ -281,3 +281,14 @@ class _Cutter:
             if self._left[position] == 0:
                 del self._blocks[position]
         return gather(parts, len(block_N))
+
+    def _next(self) -> StreamedBlock | KdcacheError:
+        try:
+            return next(self._loaded)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UsageError(
+                "a process that renders views died, perhaps for lack of memory; use fewer workers "
+                "or a smaller window, and go on from the last checkpoint"
+            ) from error

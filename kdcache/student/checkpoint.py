@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdcache.errors import CorruptError, KdcacheError, UsageError
-from kdcache.files import write_whole
+from kdcache.files import LOCK, write_whole
 from kdcache.replay.stream import ReplayStream
 
 STATE = "checkpoint.pt"
@@ -109,7 +110,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write_whole(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:  # each raises its own on a full disk
-        raise UsageError(f"{path}: cannot be written: {_first_line(error)}") from error
+        raise UsageError(
+            f"{path}: cannot be written: {_first_line(error)}; free space or permissions, then "
+            "go on with --resume"
+        ) from error
 
 
 def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -125,17 +129,21 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
         if not resume:
             raise UsageError(f"{folder}: holds a run; go on with --resume, or name another folder")
         found = _read_config(path)
-        differing = sorted(k for k in config.keys() | found.keys() if config.get(k) != found.get(k))
+        differing = [
+            f"{name} {found.get(name)}, this one has {config.get(name)}"
+            for name in sorted(config.keys() | found.keys())
+            if config.get(name) != found.get(name)
+        ]
         if differing:
             raise UsageError(
-                f"{folder}: holds a run with other {', '.join(differing)}; resume with the same "
+                f"{folder}: holds a run with {'; with '.join(differing)}; resume with the same "
                 "settings, or name another folder"
             )
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         leftover = f".{CONFIG}."  # of a writer that was killed
-        if any(not entry.name.startswith(leftover) for entry in folder.iterdir()):
+        if any(not e.name.startswith((leftover, LOCK)) for e in folder.iterdir()):
             raise UsageError(f"{folder}: holds other files; name an empty folder for the run")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
@@ -157,5 +165,10 @@ def save_weights(folder: Path, network: nn.Module, *, metadata: dict[str, Any]) 
     path = folder / WEIGHTS
     notes = {"kdcache": json.dumps(metadata, sort_keys=True)}
     plain = network.cpu().to(memory_format=torch.contiguous_format)
-    write_atomically(path, lambda partial: save_model(plain, str(partial), notes))
+
+    def write(partial: Path) -> None:
+        save_model(plain, str(partial), notes)
+        shutil.copymode(folder / CONFIG, partial)  # safetensors makes files for their owner alone
+
+    write_atomically(path, write)
     return path

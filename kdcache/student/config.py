@@ -20,17 +20,17 @@ class TrainConfig(BaseModel):
     those of the cache's teacher, or ImageNet's without a cache.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     student: str
     learn: Literal["cache", "fixed", "labels"] = "cache"
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=10_000_000)]
     batch_size: Annotated[int, Field(ge=1)] = 256
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     clip: Positive = 1.0
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     num_workers: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] = 16

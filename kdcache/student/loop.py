@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
+from kdcache.files import alone
 from kdcache.identity import canonical_json
-from kdcache.models.specs import build_network
+from kdcache.models.specs import build_network, run_network
 from kdcache.models.teacher import Preprocessing
 from kdcache.replay.batch import Batch
 from kdcache.replay.stream import ReplayStream
 from kdcache.student.checkpoint import METRICS, RunState, open_run, save_weights
 from kdcache.student.config import TrainConfig
 from kdcache.student.losses import label_loss, sparse_kl
-from kdcache.student.metrics import check_logits, evaluate
+from kdcache.student.metrics import evaluate
 from kdcache.student.optim import make_optimizer, make_schedule
 
 Metrics = dict[str, Any]
@@ -62,6 +63,15 @@ def train(
     torch.manual_seed(config.seed)
     network = _build_student(run)
     open_run(run.folder, settings, resume=resume)
+    with alone(run.folder, "another process trains there; name another folder"):
+        _run_epochs(run, network, resume=resume, report=report)
+    return network
+
+
+def _run_epochs(
+    run: Run, network: nn.Module, *, resume: bool, report: Callable[[Metrics], None]
+) -> None:
+    config = run.config
     optimizer = make_optimizer(network, config)
     num_steps = config.epochs * run.stream.batches_per_epoch
     schedule = make_schedule(optimizer, config, num_steps=num_steps)
@@ -85,7 +95,6 @@ def train(
         "std": run.preprocessing.std,
     }
     save_weights(run.folder, network, metadata=metadata)
-    return network
 
 
 def _build_student(run: Run) -> nn.Module:
@@ -94,14 +103,13 @@ def _build_student(run: Run) -> nn.Module:
     network = build_network(spec, num_classes=run.num_classes)
     network.to(run.device).to(memory_format=torch.channels_last)
     black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=run.device)
-    try:
-        with torch.no_grad():
-            logits_NC = network.eval()(run.preprocessing(black))
-    except Exception as error:  # networks refuse a size in many ways
-        raise UsageError(
-            f"student {spec}: fails on {size} x {size} pixels, the recipe's size: {error}"
-        ) from error
-    check_logits(logits_NC, name=f"student {spec}", num_classes=run.num_classes)
+    with torch.no_grad():
+        run_network(
+            network.eval(),
+            run.preprocessing(black),
+            name=f"student {spec}",
+            num_classes=run.num_classes,
+        )
     return network
 
 
@@ -132,8 +140,13 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
     for _ in range(run.stream.batches_per_epoch):
         batch = next(batches).to(run.device)
         with autocast:
-            logits_NC = network(run.preprocessing(batch.pixels))
-        loss = _loss(config, logits_NC, batch, run.num_classes)
+            logits_NC = run_network(
+                network,
+                run.preprocessing(batch.pixels),
+                name=f"student {config.student}",
+                num_classes=run.num_classes,
+            )
+        loss = _loss(config, logits_NC, batch)
         state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
@@ -152,8 +165,7 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
     return {"loss": mean, "learning_rate": rate, "images_per_s": round(count / seconds, 1)}
 
 
-def _loss(config: TrainConfig, logits_NC: Tensor, batch: Batch, num_classes: int) -> Tensor:
-    check_logits(logits_NC, name=f"student {config.student}", num_classes=num_classes)
+def _loss(config: TrainConfig, logits_NC: Tensor, batch: Batch) -> Tensor:
     if config.learn == "labels":
         losses_N = label_loss(
             logits_NC,

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics.aggregation import MeanMetric
 
 from kdcache.errors import UsageError
+from kdcache.models.specs import run_network
 from kdcache.models.teacher import Preprocessing
 from kdcache.replay.stream import ReplayStream
 from kdcache.student.losses import sparse_kl
@@ -32,17 +33,6 @@ class Score:
         return asdict(self)
 
 
-def check_logits(logits: Any, *, name: str, num_classes: int) -> None:
-    """Check what a network gave.
-
-    Raises:
-        UsageError: it is no table of logits of that many classes; names the network.
-    """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != num_classes:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"{name}: gave {found}, expected logits of {num_classes} classes")
-
-
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
@@ -61,9 +51,9 @@ def evaluate(
     samples = labelled = taught = 0
     for batch in stream:
         moved = batch.to(device)
-        logits_NC = network(preprocessing(moved.pixels))
-        if moved.format is not None:
-            check_logits(logits_NC, name="the student", num_classes=moved.format.num_classes)
+        classes = None if moved.format is None else moved.format.num_classes
+        images = preprocessing(moved.pixels)
+        logits_NC = run_network(network, images, name="the student", num_classes=classes)
         if not bool(logits_NC.isfinite().all()):
             raise UsageError(
                 "the student gave logits that are not finite; train with a lower learning rate"

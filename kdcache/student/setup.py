@@ -9,6 +9,7 @@ from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
+from kdcache.identity import content_digest
 from kdcache.models.specs import open_device
 from kdcache.models.teacher import Preprocessing
 from kdcache.recipe.schema import Recipe
@@ -55,6 +56,8 @@ def make_run(
     cache = None if sources.cache is None else open_cache(sources.cache)
     stream = _stream(config, dataset, cache=cache, recipe=sources.recipe)
     reuse = reuse_factor(config, stream)
+    if max_reuse is not None and not max_reuse > 0:
+        raise UsageError(f"--max-reuse {max_reuse:g}: expected a number above 0")
     if max_reuse is not None and reuse is not None and reuse > max_reuse:
         raise UsageError(
             f"{config.epochs} epochs over {stream.num_views} stored views use each {reuse:g} "
@@ -76,6 +79,9 @@ def make_run(
             "dataset": dataset.id,
             "recipe": stream.recipe.canonical(),
             "cache": None if cache is None else cache.info.id,
+            "labels": content_digest(dataset.labels.tobytes())
+            if config.learn == "labels"
+            else None,
             **val_ids,
         },
     )

@@ -172,11 +172,26 @@ def test_the_commit_record_of_no_span_is_found_and_disturbs_no_replay(
     assert replayed == [None] * 28
 
 
-def test_a_lost_commit_record_of_a_sealed_cache_is_found_by_the_seal(cache: Cache) -> None:
+def test_a_lost_commit_record_of_a_sealed_cache_is_a_missing_span(cache: Cache) -> None:
+    """Computed again, it makes the seal right."""
     (cache.path / "commits/1-0.json").unlink()
-    assert list(check_objects(cache)) == [
-        Finding("seal.json", "differs from the commit records", None)
-    ]
+    again = open_cache(cache.path)
+    assert again.missing() == [SPAN]
+    assert list(check_objects(again)) == []
+
+
+def test_a_seal_of_other_totals_is_found(cache: Cache) -> None:
+    """Its own digest is right."""
+    path = cache.path / "seal.json"
+
+    def change(body: dict[str, Any]) -> None:
+        body["size_bytes"] += 1
+        del body["digest"]
+        body["digest"] = digest(body)
+
+    _edit(path, change)
+    (finding,) = check_objects(cache)
+    assert finding == Finding("seal.json", "differs from the commit records", None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from kdcache.cli import output
 from kdcache.cli.app import main
 
 
@@ -42,12 +43,14 @@ def kdcache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
         capsys.readouterr()
+        stdout = sys.stdout
         torch.set_num_threads(1)
         try:
             with pytest.raises(SystemExit) as caught:
                 main()
         finally:
             torch.set_num_threads(threads)
+            sys.stdout, output.results = stdout, None  # --json turns them
         out = capsys.readouterr()
         code = caught.value.code
         assert code is None or isinstance(code, int)

@@ -64,7 +64,7 @@ def test_training_prints_the_reuse_the_epochs_and_the_result(
     outcome = train("--cache", complete, "--epochs", "6")
     assert outcome.code == 0
     lines = outcome.stdout.splitlines()
-    assert lines[0] == "6 epochs of 24 samples; 4 stored views, each used 1.5 times"
+    assert lines[0] == "6 epochs of 24 samples on cpu; 4 stored views, each used 1.5 times"
     assert [line.split(":")[0] for line in lines[1:7]] == [f"epoch {n}/6" for n in range(1, 7)]
     assert all(": loss " in line and "images_per_s" in line for line in lines[1:7])
     assert lines[7] == f"student  {tmp_path / 'run' / 'student.safetensors'}"
@@ -92,7 +92,7 @@ def test_the_other_ways_of_learning_take_fresh_views(
     outcome = train(*options, "--json")
     assert outcome.code == 0
     assert outcome.value["reuse"] is None
-    assert "2 epochs of 24 samples; fresh views\n" in outcome.stderr
+    assert "2 epochs of 24 samples on cpu; fresh views\n" in outcome.stderr
 
 
 def test_every_option_reaches_the_settings(train: Train, tmp_path: Path, complete: Path) -> None:
@@ -117,7 +117,9 @@ def test_a_run_is_refused_resumed_and_finished(
     assert train("--cache", complete).code == 0
     before = files_of(tmp_path / "run")
     _refusal(train("--cache", complete), 2, "run: holds a run; go on with --resume")
-    _refusal(train("--cache", complete, "--clip", "3", "--resume"), 2, "with other clip")
+    _refusal(
+        train("--cache", complete, "--clip", "3", "--resume"), 2, "with clip 1.0, this one has 3.0"
+    )
     assert files_of(tmp_path / "run") == before
     (tmp_path / "run/student.safetensors").unlink()
     outcome = train("--cache", complete, "--resume", "--json")
@@ -140,8 +142,11 @@ def test_a_run_is_refused_resumed_and_finished(
         (["--cache", "CACHE", "--mean", "1"], ["--mean '1': expected three numbers"]),
         (["--cache", "CACHE", "--device", "abacus"], ["device 'abacus'"]),
         (["--cache", "CACHE", "--student", "resnet18"], ["expected torchvision:NAME"]),
-        (["--cache", "CACHE", "--student", "tests.student.nets:wide"], ["gave (1, 6)", "5 cl"]),
-        (["--cache", "CACHE", "--student", "torchvision:inception_v3"], ["12 x 12 pixels"]),
+        (["--cache", "CACHE", "--student", "tests.student.nets:wide"], ["(1, 6)", "5 classes"]),
+        (
+            ["--cache", "CACHE", "--student", "torchvision:inception_v3"],
+            ["inception_v3: fails on 12 x 12"],
+        ),
         (["--cache", "CACHE", "--val-cache", "CACHE"], ["needs both --val-data and --val-cache"]),
         (["--learn", "labels"], ["give a recipe of the views"]),
         (["--learn", "labels", "--recipe", "/no.toml"], ["/no.toml: cannot read the recipe"]),

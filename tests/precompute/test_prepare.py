@@ -48,7 +48,7 @@ def test_a_cache_says_what_made_it(dataset: Dataset) -> None:
 
 def test_a_teacher_of_other_classes_is_refused(dataset: Dataset) -> None:
     other = tiny.make_teacher(num_classes=7)
-    with pytest.raises(MismatchError, match=r"has 7 classes, dataset .* has 5; .*--other-classes"):
+    with pytest.raises(MismatchError, match=r"has 7 classes, dataset .* has 5; .*--teacher-classes"):
         describe(dataset, teacher=other)
     info = describe(dataset, teacher=other, other_classes=True)
     assert (info.num_classes, info.classes) == (7, None)

@@ -55,7 +55,7 @@ def test_the_pictures_are_those_that_the_student_sees(cache: Cache, dataset: Dat
             pixels, weight = seen[1, row, view]
             assert np.array_equal(_pixels(card.picture), pixels)
             assert card.caption.startswith(f"row {row}, view {view}")
-            mixed = f", {1 - weight:.0%} of row " if weight < 1 else ""
+            mixed = f", mixed with {1 - weight:.0%} of row " if weight < 1 else ""
             assert card.caption[len(f"row {row}, view {view}") :].startswith(mixed)
 
 

@@ -57,7 +57,7 @@ class KilledError(Exception):
 
 
 def kill_after(epoch: int) -> Callable[[dict[str, Any]], None]:
-    """Return a report callback that raises after an epoch, its metrics written."""
+    """Return a report callback that raises after an epoch, from 1, its metrics written."""
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == epoch:
@@ -85,9 +85,9 @@ def weights_of(folder: Path) -> bytes:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return all files below a folder."""
+    """Return all files below a folder but locks, which hold nothing."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }

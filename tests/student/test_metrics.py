@@ -174,8 +174,8 @@ def test_the_pixels_are_normalised_first(centre: Cache, dataset: Dataset) -> Non
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("wide", r"gave \(7, 6\), expected logits of 5 classes"),
-        ("flat", r"gave \(3024,\), expected logits of 5 classes"),
+        ("wide", r"gave .*\(7, 6\).* expected .*5 classes"),
+        ("flat", r"gave .*\(3024,\).* expected .*5 classes"),
         ("no_numbers", "logits that are not finite"),
     ],
 )
