@@ -48,7 +48,7 @@ def test_a_cache_says_what_made_it(dataset: Dataset) -> None:
 
 def test_a_teacher_of_other_classes_is_refused(dataset: Dataset) -> None:
     other = tiny.make_teacher(num_classes=7)
-    with pytest.raises(MismatchError, match=r"has 7 classes, dataset .* has 5; .*--teacher-classes"):
+    with pytest.raises(MismatchError, match=r"has 7 classes, .* has 5; .*--teacher-classes"):
         describe(dataset, teacher=other)
     info = describe(dataset, teacher=other, other_classes=True)
     assert (info.num_classes, info.classes) == (7, None)
@@ -147,3 +147,12 @@ def test_processes_that_make_one_cache_at_once_all_get_it(dataset: Dataset, tmp_
         for child in children:
             child.join()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+
+
+def test_another_name_of_equal_weights_is_not_resumed_with(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    teacher = tiny.make_teacher()
+    prepare(tmp_path / "cache", dataset, teacher=teacher)
+    with pytest.raises(MismatchError, match=r"teacher's name tests.tiny:linear_teacher, this run"):
+        prepare(tmp_path / "cache", dataset, teacher=replace(teacher, spec="other:name"))
