@@ -134,6 +134,7 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
     network.train()
     started, count = time.monotonic(), 0
     total = torch.zeros((), dtype=torch.float64, device=run.device)
+    sound = torch.ones((), dtype=torch.bool, device=run.device)
     autocast = torch.autocast(
         run.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
     )
@@ -149,17 +150,19 @@ def _train_epoch(run: Run, state: RunState, *, batches: Any) -> Metrics:
         loss = _loss(config, logits_NC, batch)
         state.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         state.optimizer.step()
         rate = state.optimizer.param_groups[0]["lr"]
         state.schedule.step()
         total += loss.detach() * len(batch)
+        sound &= norm.isfinite()
         count += len(batch)
     mean = float(total) / count
-    if not math.isfinite(mean):
+    if not math.isfinite(mean) or not bool(sound):
+        found = "a gradient is not finite" if math.isfinite(mean) else f"the loss is {mean}"
         raise UsageError(
-            f"{run.folder}: the loss is {mean}; the checkpoint is of the last epoch before that; "
-            "train with a lower learning rate"
+            f"{run.folder}: {found}; the checkpoint is of the last epoch before that; train with a "
+            "lower learning rate"
         )
     seconds = time.monotonic() - started
     return {"loss": mean, "learning_rate": rate, "images_per_s": round(count / seconds, 1)}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdcache.recipe.schema import Recipe, load_recipe
 from tests import tiny
+from tests.student import nets
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "tests.tiny:linear_teacher"
@@ -41,6 +42,46 @@ def write_weights(path: Path, name: str = "linear_teacher") -> Path:
 def seven_classes() -> nn.Module:
     """Return a teacher that knows other classes than the dataset."""
     return tiny.linear_teacher(7)
+
+
+def printing() -> nn.Module:
+    """Return the teacher, and talk about it."""
+    print("loading the best teacher ever")
+    return tiny.linear_teacher()
+
+
+INTERRUPT_AT: int | None = None  # tests set it
+
+
+class _Interrupted(nn.Module):
+    """A network during whose batch of that number somebody presses Ctrl-C."""
+
+    calls = 0
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        self.calls += len(images_N3HW) > 1  # a first try has one image
+        if self.calls == INTERRUPT_AT:
+            raise KeyboardInterrupt
+        logits: Tensor = super().forward(images_N3HW)
+        return logits
+
+
+class _InterruptedTeacher(_Interrupted, tiny.Exact):
+    pass
+
+
+class _InterruptedStudent(_Interrupted, nn.Sequential):
+    pass
+
+
+def interrupted_teacher() -> nn.Module:
+    """Return the teacher, interrupted."""
+    return _InterruptedTeacher(tiny.NUM_CLASSES, seed=0)
+
+
+def interrupted_student(num_classes: int) -> nn.Module:
+    """Return the small student, interrupted."""
+    return _InterruptedStudent(*nets.small(num_classes))
 
 
 def nan_logits() -> nn.Module:

@@ -8,6 +8,7 @@ import pytest
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from tests import tiny
+from tests.cli import making
 from tests.cli.conftest import Outcome, Run
 from tests.cli.making import PLAIN, TEACHER, files_of, write_recipe, write_weights
 
@@ -151,6 +152,29 @@ def test_a_command_that_cannot_start_makes_no_cache(
     _refusal(precompute(*options), code, *words)
     assert files_of(tmp_path) == before
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_a_teacher_prints_does_not_reach_the_json(precompute: Precompute) -> None:
+    outcome = precompute("--teacher", "tests.cli.making:printing", "--json")
+    assert outcome.value["spans_computed"] == 6
+    assert "loading the best teacher ever" in outcome.stderr
+
+
+def test_an_interrupted_job_says_what_it_keeps_and_goes_on(
+    precompute: Precompute, tmp_path: Path, complete: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of 4 images in 2 views is a batch; the first tar has three blocks."""
+    options = ["--teacher", "tests.cli.making:interrupted_teacher", "--batch-size", "8"]
+    monkeypatch.setattr(making, "INTERRUPT_AT", 5)
+    outcome = precompute(*options)
+    assert outcome.code == 130
+    assert outcome.stdout.splitlines()[-1].startswith("stopped; 1 spans more are stored")
+    assert len(open_cache(tmp_path / "cache").missing()) == 5
+    monkeypatch.setattr(making, "INTERRUPT_AT", None)
+    assert precompute(*options, "--json").value["spans_computed"] == 5
+    made, whole = tiny.tree(tmp_path / "cache"), tiny.tree(complete)
+    assert made.keys() == whole.keys()
+    assert {name for name in made if made[name] != whole[name]} == {"zarr.json"}  # its teacher
 
 
 def test_a_recipe_with_unknown_fields_names_them_and_the_allowed(

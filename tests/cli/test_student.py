@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
+from kdcache.files import alone
 from tests import tiny
+from tests.cli import making
 from tests.cli.conftest import Outcome, Run
 from tests.cli.making import PLAIN, files_of, write_recipe
 from tests.student.making import UNMIXED, centre_cache
@@ -125,6 +128,46 @@ def test_a_run_is_refused_resumed_and_finished(
     outcome = train("--cache", complete, "--resume", "--json")
     assert (outcome.code, outcome.value) == (0, {"run": str(tmp_path / "run"), "reuse": 0.5})
     assert files_of(tmp_path / "run") == before
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    train: Train, tmp_path: Path, complete: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps make an epoch: the second is cut."""
+    spec = ["--student", "tests.cli.making:interrupted_student"]
+    monkeypatch.setattr(making, "INTERRUPT_AT", 5)
+    outcome = train("--cache", complete, *spec)
+    assert outcome.code == 130
+    assert (
+        outcome.stdout.splitlines()[-1] == f"stopped; go on from {tmp_path / 'run'} with --resume"
+    )
+    assert not (tmp_path / "run/student.safetensors").exists()
+    assert train("--cache", complete, *spec, "--resume").code == 0  # three steps: not the fifth
+
+
+def _hold(folder: Path, held: Path, release: Path) -> None:
+    with alone(folder, "never said"):
+        held.touch()
+        while not release.exists():
+            time.sleep(0.02)
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(
+    train: Train, tmp_path: Path, complete: Path
+) -> None:
+    assert train("--cache", complete).code == 0
+    before = files_of(tmp_path / "run")
+    held, release = tmp_path / "held", tmp_path / "release"
+    child = tiny.start(_hold, tmp_path / "run", held, release)
+    while not held.exists():
+        assert child.is_alive()
+        time.sleep(0.02)
+    outcome = train("--cache", complete, "--resume")
+    release.touch()
+    child.join()
+    _refusal(outcome, 2, str(tmp_path / "run"), "another process trains there")
+    assert files_of(tmp_path / "run") == before
+    assert train("--cache", complete, "--resume").code == 0
 
 
 @pytest.mark.parametrize(

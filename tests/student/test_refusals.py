@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 from kdcache.cache.store import open_cache
@@ -50,6 +51,18 @@ class OneRow(FailsLater):
 
 def one_row(num_classes: int) -> nn.Module:
     return OneRow(num_classes)
+
+
+class Steep(FailsLater):
+    """Gives finite logits, whose gradient is not."""
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images_N3HW.mean((2, 3)))
+        return logits + torch.sqrt(self.inner.bias * 0)
+
+
+def steep(num_classes: int) -> nn.Module:
+    return Steep(num_classes)
 
 
 def nothing_to_train(num_classes: int) -> nn.Module:
@@ -148,3 +161,19 @@ def test_a_dead_renderer_is_told_in_words(complete: Path, dataset: Dataset) -> N
     with pytest.raises(UsageError, match="a process that renders views died"):
         for _ in batches:
             pass
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved(
+    complete: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """The loss of an epoch's only step is finite: the weights after it are not."""
+    run = run_of(
+        tmp_path / "run",
+        make_sources(dataset, complete),
+        student="tests.student.test_refusals:steep",
+        batch_size=20,
+        epochs=1,
+    )
+    with pytest.raises(UsageError, match=r"a gradient is not finite; .* lower learning rate"):
+        train(run)
+    assert not (tmp_path / "run/checkpoint.pt").exists()
