@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdcache.recipe.schema import Recipe, load_recipe
 from tests import tiny
+from tests.cli.conftest import Outcome
 from tests.student import nets
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +99,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
+
+
+def check_refusal(outcome: Outcome, code: int, *words: str) -> None:
+    """Check that a command stopped with one line that holds the words."""
+    assert outcome.code == code, outcome.stderr
+    assert outcome.stderr.startswith("kdcache: ")
+    assert outcome.stderr.count("\n") == 1
+    for word in words:
+        assert word in outcome.stderr

@@ -10,18 +10,9 @@ from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, files_of, write_recipe, write_weights
+from tests.cli.making import PLAIN, TEACHER, check_refusal, files_of, write_recipe, write_weights
 
 OBJECT = "values/c/1/0/0/0"
-
-
-def _refusal(outcome: Outcome, code: int, *words: str) -> None:
-    """Check that a command stopped with one line that holds the words."""
-    assert outcome.code == code, outcome.stderr
-    assert outcome.stderr.startswith("kdcache: ")
-    assert outcome.stderr.count("\n") == 1
-    for word in words:
-        assert word in outcome.stderr
 
 
 def _flip(path: Path, at: int = 30) -> None:
@@ -113,11 +104,11 @@ def test_licences_and_classes_are_kept(
 
 def test_labels_of_other_classes_may_be_declared(precompute: Precompute, tmp_path: Path) -> None:
     outcome = precompute("--teacher", "torchvision:resnet18")
-    _refusal(outcome, 2, "torchvision:resnet18: without weights")
+    check_refusal(outcome, 2, "torchvision:resnet18: without weights")
     assert not (tmp_path / "cache").exists()
     options = ["--teacher", "tests.cli.making:seven_classes"]
     outcome = precompute(*options)
-    _refusal(outcome, 3, "has 7 classes", "--teacher-classes")
+    check_refusal(outcome, 3, "has 7 classes", "--teacher-classes")
     assert not (tmp_path / "cache").exists()
     assert precompute(*options, "--teacher-classes", "7").code == 0
     info = open_cache(tmp_path / "cache").info
@@ -149,7 +140,7 @@ def test_a_command_that_cannot_start_makes_no_cache(
     precompute: Precompute, tmp_path: Path, options: list[str], code: int, words: list[str]
 ) -> None:
     before = files_of(tmp_path)
-    _refusal(precompute(*options), code, *words)
+    check_refusal(precompute(*options), code, *words)
     assert files_of(tmp_path) == before
     assert not (tmp_path / "cache").exists()
 
@@ -181,14 +172,14 @@ def test_a_recipe_with_unknown_fields_names_them_and_the_allowed(
     precompute: Precompute, recipe: Path
 ) -> None:
     recipe.write_text(recipe.read_text().replace("[flip]", "[flip]\nvertical = 0.5"))
-    _refusal(precompute(), 2, str(recipe), "flip.vertical: unknown field; allowed: horizontal")
+    check_refusal(precompute(), 2, str(recipe), "flip.vertical: unknown field; allowed: horizontal")
 
 
 def test_a_diverged_teacher_stops_before_anything_is_written(
     precompute: Precompute, tmp_path: Path
 ) -> None:
     outcome = precompute("--teacher", "tests.cli.making:nan_logits")
-    _refusal(outcome, 2, "not finite for", "000000.tar, key ", "check its weights")
+    check_refusal(outcome, 2, "not finite for", "000000.tar, key ", "check its weights")
     written = files_of(tmp_path / "cache")
     assert not [name for name in written if name.startswith(("commits/", "values/c", "seal"))]
 
@@ -206,7 +197,7 @@ def test_a_cache_of_something_else_is_not_touched(
     precompute: Precompute, copy: Path, options: list[str], words: str
 ) -> None:
     before = files_of(copy)
-    _refusal(precompute(*options), 3, str(copy), f"made with {words}", "another path")
+    check_refusal(precompute(*options), 3, str(copy), f"made with {words}", "another path")
     assert files_of(copy) == before
 
 
@@ -215,11 +206,11 @@ def test_a_cache_of_another_recipe_or_dataset_is_not_touched(
 ) -> None:
     before = files_of(copy)
     write_recipe(recipe, tiny.make_recipe(seed=77))
-    _refusal(precompute(), 3, "made with recipe ")
+    check_refusal(precompute(), 3, "made with recipe ")
     write_recipe(recipe, tiny.make_recipe())
     other = tiny.make_dataset(tmp_path / "other", 6, seed=2)
-    _refusal(precompute("--data", other.root), 3, "made with dataset ")
-    _refusal(precompute("--views", "8"), 2, "has 4 views", "asks for 8")
+    check_refusal(precompute("--data", other.root), 3, "made with dataset ")
+    check_refusal(precompute("--views", "8"), 2, "has 4 views", "asks for 8")
     assert files_of(copy) == before
 
 
@@ -239,7 +230,7 @@ def test_an_image_that_does_not_decode_stops_with_its_key_and_is_left_out_on_req
 ) -> None:
     arguments = ["--data", spoilt.root]
     outcome = precompute(*arguments)
-    _refusal(outcome, 7, "000001.tar, key class", "--skip-bad")
+    check_refusal(outcome, 7, "000001.tar, key class", "--skip-bad")
     written = files_of(tmp_path / "cache")
     commits = sorted(name for name in written if name.startswith("commits/"))
     assert commits == ["commits/0-0.json", "commits/0-1.json"]
@@ -270,9 +261,9 @@ def test_a_tar_that_is_gone_or_changed_is_a_data_error(
     tar = moved.tar_path(1)
     whole = tar.read_bytes()
     tar.unlink()
-    _refusal(precompute("--data", moved.root), 7, str(tar))
+    check_refusal(precompute("--data", moved.root), 7, str(tar))
     tar.write_bytes(whole[: len(whole) // 2])
-    _refusal(precompute("--data", moved.root), 7, str(tar), "kdcache index")
+    check_refusal(precompute("--data", moved.root), 7, str(tar), "kdcache index")
     tar.write_bytes(whole)
     outcome = precompute("--data", moved.root, "--json")
     assert (outcome.code, outcome.value["spans_computed"]) == (0, 2)
@@ -312,10 +303,12 @@ def test_inspect_of_an_empty_cache_shows_its_want(
 
 def test_what_is_no_cache_is_refused(kdcache: Run, tmp_path: Path, copy: Path) -> None:
     for command in (["inspect"], ["verify"]):
-        _refusal(kdcache(*command, tmp_path / "no"), 2, "no: no cache here", "kdcache precompute")
+        check_refusal(
+            kdcache(*command, tmp_path / "no"), 2, "no: no cache here", "kdcache precompute"
+        )
     _flip(copy / "zarr.json", 200)
     for command in (["inspect"], ["verify"]):
-        _refusal(kdcache(*command, copy), 5, "zarr.json", "copy")
+        check_refusal(kdcache(*command, copy), 5, "zarr.json", "copy")
 
 
 # --- verify --------------------------------------------------------------------------------
@@ -404,7 +397,7 @@ def test_pixels_made_otherwise_are_a_mismatch(
 ) -> None:
     """The images differ, and the index with them: their contents are no longer the cache's."""
     other = tiny.make_dataset(tmp_path / "other", 24, seed=3)
-    _refusal(
+    check_refusal(
         kdcache("verify", copy, "--data", other.root, "--replay", "1"),
         3,
         "image file",
@@ -431,7 +424,7 @@ def test_verify_asks_for_what_it_needs(
     kdcache: Run, copy: Path, dataset: Dataset, options: list[str], code: int, words: list[str]
 ) -> None:
     arguments = [dataset.root if word == "DATA" else word for word in options]
-    _refusal(kdcache("verify", copy, *arguments), code, *words)
+    check_refusal(kdcache("verify", copy, *arguments), code, *words)
 
 
 def test_every_json_is_whole_and_alone_on_stdout(kdcache: Run, copy: Path) -> None:

@@ -15,19 +15,10 @@ from kdcache.files import alone
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, files_of, write_recipe
+from tests.cli.making import PLAIN, check_refusal, files_of, write_recipe
 from tests.student.making import UNMIXED, centre_cache
 
 STUDENT = "tests.student.nets:small"
-
-
-def _refusal(outcome: Outcome, code: int, *words: str) -> None:
-    """Check that a command stopped with one line that holds the words."""
-    assert outcome.code == code, outcome.stderr
-    assert outcome.stderr.startswith("kdcache: ")
-    assert outcome.stderr.count("\n") == 1
-    for word in words:
-        assert word in outcome.stderr
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +110,8 @@ def test_a_run_is_refused_resumed_and_finished(
 ) -> None:
     assert train("--cache", complete).code == 0
     before = files_of(tmp_path / "run")
-    _refusal(train("--cache", complete), 2, "run: holds a run; go on with --resume")
-    _refusal(
+    check_refusal(train("--cache", complete), 2, "run: holds a run; go on with --resume")
+    check_refusal(
         train("--cache", complete, "--clip", "3", "--resume"), 2, "with clip 1.0, this one has 3.0"
     )
     assert files_of(tmp_path / "run") == before
@@ -165,7 +156,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(
     outcome = train("--cache", complete, "--resume")
     release.touch()
     child.join()
-    _refusal(outcome, 2, str(tmp_path / "run"), "another process trains there")
+    check_refusal(outcome, 2, str(tmp_path / "run"), "another process trains there")
     assert files_of(tmp_path / "run") == before
     assert train("--cache", complete, "--resume").code == 0
 
@@ -201,7 +192,7 @@ def test_a_run_that_cannot_start_makes_no_folder(
 ) -> None:
     before = files_of(tmp_path)
     outcome = train(*(complete if word == "CACHE" else word for word in options))
-    _refusal(outcome, 2, *words)
+    check_refusal(outcome, 2, *words)
     assert files_of(tmp_path) == before
     assert not (tmp_path / "run").exists()
 
@@ -209,24 +200,26 @@ def test_a_run_that_cannot_start_makes_no_folder(
 def test_other_images_are_a_mismatch(train: Train, tmp_path: Path, complete: Path) -> None:
     fewer = tiny.make_dataset(tmp_path / "fewer", 6)
     outcome = train("--cache", complete, "--data", fewer.root)
-    _refusal(outcome, 3, "18 of the cache's 24 samples are not in this dataset")
+    check_refusal(outcome, 3, "18 of the cache's 24 samples are not in this dataset")
     other = tiny.make_dataset(tmp_path / "other", 24, seed=2)
     outcome = train("--cache", complete, "--data", other.root)
-    _refusal(outcome, 3, "image file", "pass that dataset")
+    check_refusal(outcome, 3, "image file", "pass that dataset")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_recipe_that_is_not_the_caches_is_a_mismatch(
     train: Train, tmp_path: Path, complete: Path, fresh: Path
 ) -> None:
-    _refusal(train("--cache", complete, "--recipe", fresh), 3, "leave --recipe out")
+    check_refusal(train("--cache", complete, "--recipe", fresh), 3, "leave --recipe out")
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_views_are_incomplete(train: Train, tmp_path: Path, dataset: Dataset) -> None:
     tiny.precompute_first(tmp_path / "part", dataset, tiny.make_recipe(), spans=5)
     outcome = train("--cache", tmp_path / "part", "--epochs", "3")
-    _refusal(outcome, 4, str(tmp_path / "part"), "views 2", "2-1", "run kdcache precompute again")
+    check_refusal(
+        outcome, 4, str(tmp_path / "part"), "views 2", "2-1", "run kdcache precompute again"
+    )
     assert not (tmp_path / "run").exists()
     assert train("--cache", tmp_path / "part", "--epochs", "2").code == 0
 
@@ -240,7 +233,7 @@ def test_a_damaged_tile_stops_the_run_and_names_it(
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
     for workers in ("0", "2"):
         outcome = train("--cache", tmp_path / "cache", "--workers", workers)
-        _refusal(outcome, 5, str(path), "sha256 differs", "run precompute again")
+        check_refusal(outcome, 5, str(path), "sha256 differs", "run precompute again")
         assert not (tmp_path / "run/student.safetensors").exists()
         shutil.rmtree(tmp_path / "run")
 
@@ -252,11 +245,11 @@ def test_a_damaged_index_or_checkpoint_is_corrupt(
     path = tmp_path / "data/dataset.npz"
     path.write_bytes(path.read_bytes()[:-1])
     outcome = train("--cache", complete, "--data", tmp_path / "data")
-    _refusal(outcome, 5, str(path), "run kdcache index again")
+    check_refusal(outcome, 5, str(path), "run kdcache index again")
     assert train("--cache", complete).code == 0
     os.truncate(tmp_path / "run/checkpoint.pt", 1000)
     outcome = train("--cache", complete, "--resume")
-    _refusal(outcome, 5, "checkpoint.pt: cannot be read", "train again")
+    check_refusal(outcome, 5, "checkpoint.pt: cannot be read", "train again")
 
 
 def test_tars_that_are_gone_are_a_data_error(
@@ -265,7 +258,7 @@ def test_tars_that_are_gone_are_a_data_error(
     shutil.copytree(dataset.root, tmp_path / "data")
     (tmp_path / "data/000001.tar").unlink()
     outcome = train("--cache", complete, "--data", tmp_path / "data")
-    _refusal(outcome, 7, str(tmp_path / "data/000001.tar"))
+    check_refusal(outcome, 7, str(tmp_path / "data/000001.tar"))
 
 
 def test_what_the_system_refuses_is_one_line_too(
@@ -276,7 +269,7 @@ def test_what_the_system_refuses_is_one_line_too(
     for name in ("checkpoint.pt", "metrics.jsonl"):
         (tmp_path / "run" / name).unlink()
     (tmp_path / "run/metrics.jsonl").mkdir()
-    _refusal(train("--cache", complete, "--resume"), 2, str(tmp_path / "run/metrics.jsonl"))
+    check_refusal(train("--cache", complete, "--resume"), 2, str(tmp_path / "run/metrics.jsonl"))
 
 
 # --- eval ----------------------------------------------------------------------------------
@@ -338,7 +331,7 @@ def test_eval_names_what_is_wrong(
         *("eval", weights, "--student", STUDENT, "--data", dataset.root, "--cache", centre),
         *("--workers", "0", *options),
     )
-    _refusal(outcome, code, *words)
+    check_refusal(outcome, code, *words)
 
 
 def test_eval_refuses_weights_that_are_gone_damaged_or_diverged(
@@ -346,13 +339,13 @@ def test_eval_refuses_weights_that_are_gone_damaged_or_diverged(
 ) -> None:
     arguments = ["--student", STUDENT, "--data", dataset.root, "--cache", centre, "--workers", "0"]
     bad = tmp_path / "bad.safetensors"
-    _refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: no such weights file")
+    check_refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: no such weights file")
     bad.write_bytes(weights.read_bytes()[:500])
-    _refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: not a readable weights file")
+    check_refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: not a readable weights file")
     state = load_file(weights)
     state["6.bias"][0] = torch.nan
     save_file(state, bad)
-    _refusal(kdcache("eval", bad, *arguments), 2, "logits that are not finite")
+    check_refusal(kdcache("eval", bad, *arguments), 2, "logits that are not finite")
 
 
 def test_eval_takes_a_normalisation(
@@ -376,4 +369,4 @@ def test_eval_of_missing_views_is_incomplete(
     outcome = kdcache(
         *("eval", weights, "--student", STUDENT, "--data", dataset.root, "--cache", part.path)
     )
-    _refusal(outcome, 4, str(part.path), "run kdcache precompute again")
+    check_refusal(outcome, 4, str(part.path), "run kdcache precompute again")
