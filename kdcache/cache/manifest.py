@@ -22,6 +22,7 @@ class Commit:
     """What is known of a committed span.
 
     unusable: rows without targets, ascending. objects: size_bytes and sha256 by object name.
+    layers: digests of what each layer of the pixel function gave in the first view.
     fidelity: what the encoding lost. versions: libraries of the writer. seconds: wall time by part.
     """
 
@@ -31,6 +32,7 @@ class Commit:
     rows: int
     unusable: tuple[int, ...]
     objects: dict[str, dict[str, int | str]]
+    layers: dict[str, str]
     fidelity: Fidelity
     versions: dict[str, str]
     seconds: dict[str, float]
@@ -106,6 +108,7 @@ def read_commit(folder: Folder, span: Span) -> Commit:
                 **body,
                 "views": tuple(body["views"]),
                 "unusable": tuple(body["unusable"]),
+                "layers": body.get("layers", {}),  # the first caches have none
                 "fidelity": _fidelity(body["fidelity"]),
             }
         )

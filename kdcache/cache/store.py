@@ -187,6 +187,7 @@ class Cache:
         fields: Arrays,
         *,
         witness: NDArray[np.uint64],
+        layers: dict[str, str],
         fidelity: Fidelity,
         versions: dict[str, str],
         started: float,
@@ -194,6 +195,7 @@ class Cache:
         """Write a span's objects, force them to the disk, then commit them.
 
         fields: arrays (G, rows, width) of the encoding's dtypes. witness: (G, blocks of the tar).
+        layers: digests of what made the pixels of the first view.
         started: time.monotonic() at which the span's work began.
 
         Raises:
@@ -222,6 +224,7 @@ class Cache:
                 rows=rows,
                 unusable=self._unusable(fields),
                 objects={name: self.folder.digest(name) for name in names},
+                layers=layers,
                 fidelity=fidelity,
                 versions=versions,
                 seconds={"wall": round(time.monotonic() - started, 3)},

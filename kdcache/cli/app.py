@@ -7,7 +7,7 @@ from io import TextIOWrapper
 import typer
 
 from kdcache import __version__
-from kdcache.cli import caches, data, output, precompute, student
+from kdcache.cli import caches, data, output, precompute, recipe, student
 from kdcache.errors import KdcacheError, UsageError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ def root(
 
 app.command("pack")(data.pack)
 app.command("index")(data.index)
+app.add_typer(recipe.app, name="recipe")
 app.command("precompute")(precompute.precompute)
 app.command("train")(student.train)
 app.command("eval")(student.evaluate)

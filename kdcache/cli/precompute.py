@@ -8,6 +8,7 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 def precompute(
     data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
     teacher: Spec,
-    recipe: Annotated[Path, typer.Option(help="Recipe of the views, TOML.")],
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
     views: Annotated[int, typer.Option(min=1, max=1_000_000, help="Views of each image.")],
     cache: Annotated[Path, typer.Option(help="Where the cache is, or will be.")],
     weights: Weights = None,
@@ -68,7 +69,7 @@ def precompute(
     Example:
 
       kdcache precompute --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
-      --recipe pipelines/recipes/funmatch.toml --views 16 --cache build/cache
+      --recipe funmatch --views 16 --cache build/cache
     """
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset

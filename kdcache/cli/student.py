@@ -9,6 +9,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
 from kdcache.cli.precompute import Device, triple
+from kdcache.cli.recipe import RECIPE_HELP
 
 
 class Learn(StrEnum):
@@ -43,7 +44,7 @@ def train(
         Learn, typer.Option(help="Replayed views, one fixed target an image, or labels.")
     ] = Learn.cache,
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe of the views, for --learn fixed and labels.")
+        str | None, typer.Option(help=f"For --learn fixed and labels. {RECIPE_HELP}")
     ] = None,
     val_data: Annotated[Path | None, typer.Option(help="Images to measure on.")] = None,
     val_cache: Annotated[Path | None, typer.Option(help="Their targets: one centre view.")] = None,
@@ -57,6 +58,9 @@ def train(
     num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
     window: Annotated[int, typer.Option(help="Blocks over which views are shuffled.")] = 16,
     first_view: Annotated[int, typer.Option(help="View of the first epoch.")] = 0,
+    views_per_load: Annotated[
+        int, typer.Option(help="Views made of an image each time it is decoded; divides --epochs.")
+    ] = 1,
     precision: Annotated[StudentPrecision, typer.Option()] = StudentPrecision.float32,
     device: Device = "auto",
     mean: Channels = None,
@@ -95,6 +99,7 @@ def train(
         num_workers=num_workers,
         window=window,
         first_view=first_view,
+        views_per_load=views_per_load,
         precision=precision.value,
         mean=None if mean is None else triple(mean, "--mean"),
         std=None if std is None else triple(std, "--std"),
@@ -112,7 +117,8 @@ def train(
     else:
         views = f"{run.stream.num_views} stored views, each used {reuse:.3g} times"
     say(
-        f"{epochs} epochs of {run.stream.num_samples} samples on {run.device}; {views}",
+        f"{epochs} epochs of {run.stream.num_samples} samples on {run.device}; {views}; at most "
+        f"{run.stream.memory_bytes / 2**20:,.0f} MiB of rendered blocks",
         as_json=as_json,
     )
     last: dict[str, Any] = {}

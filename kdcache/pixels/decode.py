@@ -1,48 +1,40 @@
-"""Image file bytes to uint8 RGB, whole or at 1/2, 1/4 or 1/8 of a JPEG's size.
+"""Image file bytes to uint8 RGB, whole or in a window, at 1, 1/2, 1/4 or 1/8 of a JPEG's size.
 
-Invariant: every backend gives the same bytes for the same file and scale. Pillow is the reference
-and decodes all formats; simplejpeg is faster and decodes clean grey, YCbCr and RGB JPEGs only: a
-file that makes it warn is left to Pillow. Colour profiles are ignored, alpha is dropped, 16-bit
-grey keeps its high byte, CMYK is converted as Pillow does.
+Invariant: every backend gives the same bytes for the same file, scale and window. Pillow is the
+reference and decodes all formats; simplejpeg and TurboJPEG are faster and decode clean grey, YCbCr
+and RGB JPEGs only: a file that makes them warn is left to Pillow. Colour profiles are ignored,
+alpha is dropped, 16-bit grey keeps its high byte, CMYK is converted as Pillow does.
 """
 
-import io
-import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 
-import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from kdcache.errors import DataError, UsageError
-from kdcache.recipe.schema import Decode
+from kdcache.errors import DataError
+from kdcache.pixels.conformance import SCALES, Backend, chosen_backends, decode_by
+from kdcache.pixels.image import Decoded, Header, Pixels, Window
+from kdcache.pixels.pillow import (
+    SIDES_SWAPPED,
+    decode_pillow,
+    decode_window,
+    open_image,
+    read_turn,
+)
+from kdcache.recipe.parts import Decode
 
-SCALES = (8, 4, 2, 1)
-FORMATS = ("JPEG", "PNG", "WEBP")
-# What Pillow's readers raise over damaged files, found by damaging files.
-_DAMAGE = (
-    OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError,
-    struct.error, Image.DecompressionBombError,
-)  # fmt: skip
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is known of an image before it is decoded.
-
-    width, height: pixels, after turning where the recipe applies EXIF.
-    scalable: may be decoded at 1/n. clean: simplejpeg may decode it. turned: EXIF moves its pixels.
-    """
-
-    width: int
-    height: int
-    scalable: bool
-    clean: bool
-    turned: bool
+__all__ = [
+    "SCALES",
+    "Backend",
+    "Decoded",
+    "Header",
+    "Pixels",
+    "Window",
+    "chosen_backends",
+    "decode_image",
+    "decode_pillow",
+    "read_header",
+]
 
 
 def read_header(data: bytes, decode: Decode) -> Header:
@@ -51,7 +43,8 @@ def read_header(data: bytes, decode: Decode) -> Header:
     Raises:
         DataError: not a JPEG, PNG or WebP image, or more pixels than decode.max_pixels.
     """
-    header = _jpeg_header(data) if decode.exif == "ignore" else None
+    upright = decode.exif == "ignore" or b"\xff\xe1" not in data  # no EXIF, and no XMP either
+    header = _jpeg_header(data) if upright else None
     if header is None:
         return _pillow_header(data, decode)
     _refuse_huge(header.width, header.height, decode)
@@ -67,101 +60,60 @@ def _refuse_huge(width: int, height: int, decode: Decode) -> None:
 
 
 def _jpeg_header(data: bytes) -> Header | None:
-    """Return the header of a JPEG that simplejpeg can decode, else None."""
-    if not simplejpeg.is_jpeg(data):
+    """Return the header of a JPEG that other backends than Pillow may decode, else None."""
+    if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: colours sampled in a way that it has no name for
         return None
     clean = colours in ("Gray", "YCbCr", "RGB")
     return Header(width, height, scalable=True, clean=True, turned=False) if clean else None
 
 
-def _open(data: bytes) -> Image.Image:
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UsageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which invents pixels; leave it False"
-        )
-    if not data:
-        raise DataError("the image file is empty")
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except _DAMAGE as error:
-        reason = str(error).replace("<_io.BytesIO object at ", "").split(" 0x")[0]
-        raise DataError(f"not a readable JPEG, PNG or WebP image: {reason}") from None
-
-
 def _pillow_header(data: bytes, decode: Decode) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _open(data) as image:
+        with open_image(data) as image:
             width, height = image.size
             _refuse_huge(width, height, decode)  # reading a PNG's EXIF decodes it
             scalable = image.format in ("JPEG", "MPO")
-            orientation = 1
-            if decode.exif == "apply":
-                try:
-                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                except _DAMAGE as error:
-                    raise DataError(f"unreadable EXIF: {error}") from None
-    turned = orientation in range(2, 9)
-    if orientation in range(5, 9):
+            turn = read_turn(image) if decode.exif == "apply" else None
+    turned = turn is not None
+    if turn in SIDES_SWAPPED:
         width, height = height, width
-    return Header(width, height, scalable=scalable and not turned, clean=False, turned=turned)
+    header = Header(width, height, scalable=scalable and not turned, clean=False, turned=turned)
+    clean = replace(header, clean=True)
+    return clean if not turned and _jpeg_header(data) == clean else header
 
 
-def decode_simplejpeg(data: bytes, header: Header, *, scale: int) -> Pixels | None:
-    """Return uint8 RGB (H, W, 3) of a clean JPEG at 1/scale, or None where simplejpeg may not."""
-    if scale > 1 and max(header.width, header.height) < 8:
-        return None  # it takes the largest of the factors that give a size: 5/8, not 1/2, for 3 x 3
-    tall, wide = -(-header.height // scale), -(-header.width // scale)
-    least = (tall, wide) if scale > 1 else (0, 0)
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (tall, wide, 3) else None
+def decode_image(
+    data: bytes,
+    header: Header,
+    *,
+    scale: int = 1,
+    window: Window | None = None,
+    backend: Backend | None = None,
+) -> Decoded:
+    """Return an image's uint8 RGB pixels at 1/scale, sides rounded up, or those in a window.
 
+    window: what is needed of an image that was decoded in whole before; damage elsewhere may pass.
+    Without a window all is decoded, and damage anywhere is an error. backend: of clean JPEGs, by
+    default the first of chosen_backends().
 
-def decode_pillow(data: bytes, header: Header, *, scale: int) -> Pixels:
-    """Return uint8 RGB (H, W, 3) at 1/scale; the reference for all formats.
-
-    Raises:
-        DataError: the image is truncated or damaged.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _open(data) as image:
-            try:
-                if scale > 1:
-                    image.draft(None, (image.width // scale, image.height // scale))
-                image.load()
-                turned = ImageOps.exif_transpose(image) if header.turned else image
-                return _to_rgb(turned)
-            except _DAMAGE as error:
-                raise DataError(f"cannot be decoded: {error}") from None
-
-
-def _to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):
-        values = np.array(image).astype(np.int64)
-        grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise DataError("floating-point pixels; convert the image to 8 bits")
-    return np.array(image.convert("RGB"))
-
-
-def decode_image(data: bytes, header: Header, *, scale: int = 1) -> Pixels:
-    """Return uint8 RGB (H, W, 3) at 1/scale, sides rounded up, by the fastest backend that may.
+    The pixels lie in memory that the thread's next call with the same scale overwrites.
 
     Raises:
         DataError: the image is truncated or damaged.
+        ValueError: the window is empty, or not within the image.
     """
-    pixels = decode_simplejpeg(data, header, scale=scale) if header.clean else None
-    if pixels is None:
-        pixels = decode_pillow(data, header, scale=scale)
-    if pixels.shape != (-(-header.height // scale), -(-header.width // scale), 3):
-        raise DataError(f"decoded to {pixels.shape} at 1/{scale}, unlike its header says")
-    return pixels
+    tall, wide = header.shape(scale)
+    part = Window(0, 0, wide, tall) if window is None else window
+    if not (0 <= part.left < part.right <= wide and 0 <= part.top < part.bottom <= tall):
+        raise ValueError(f"{window} is not within {wide} x {tall} pixels")
+    if backend is None:
+        backend = chosen_backends()[0] if header.clean else "pillow"
+    decoded = decode_by(backend, data, header, scale=scale, window=window)
+    if decoded is None:
+        decoded = decode_window(data, header, scale=scale, window=window)
+    return decoded.cut(part)

@@ -1,24 +1,32 @@
 """A block of image files in several views to uint8 pixels, for teacher and student alike.
 
 Each image is decoded once per scale and rendered in every view: scale 1/n from the box, box snapped
-to multiples of n, integer crop, resize in uint8, flip, blend. docs/format.md specifies each step.
+to multiples of n, integer crop, resize in uint8, flips, steps, mixing; see docs/format.md.
 """
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 
 from kdcache.errors import DataError
-from kdcache.pixels.decode import SCALES, Header, Pixels, decode_image, read_header
-from kdcache.pixels.mix import blend
-from kdcache.pixels.witness import witness
-from kdcache.recipe.plan import FULL_WEIGHT, ViewParams, plan_block
+from kdcache.pixels.decode import SCALES, Header, Pixels, Window, decode_image, read_header
+from kdcache.pixels.mix import mix
+from kdcache.pixels.resize import RESIZE
+from kdcache.pixels.selftest import check_pixels
+from kdcache.pixels.steps import apply_steps
+from kdcache.pixels.witness import Layer, LayerDigests, witness
+from kdcache.recipe.plan import Drawn, ViewParams, draw_view, plan_drawn
 from kdcache.recipe.schema import Recipe
+
+MAX_SCRATCH_BYTES = 1 << 28
+
+_local = threading.local()
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,7 @@ class RenderedBlock:
     usable_N: rows that have pixels.
     """
 
-    pixels_GNHW3: NDArray[np.uint8]
+    pixels_GNHW3: Pixels
     params: tuple[ViewParams, ...]
     problems: dict[int, str]
     usable_N: NDArray[np.bool_]
@@ -41,12 +49,32 @@ class RenderedBlock:
         return np.array([witness(pixels) for pixels in self.pixels_GNHW3], np.uint64)
 
 
+class _Row(NamedTuple):
+    """Parameters of a row in a view, as plain values: cheaper to ask for than elements of arrays.
+
+    stepped: whether any step does anything.
+    """
+
+    box: list[int]
+    mirrored: bool
+    upside_down: bool
+    stepped: bool
+    steps_K6: NDArray[np.int64]
+
+
+def _plain_rows(plan: ViewParams) -> list[_Row]:
+    mirrored, upside_down = plan.flips_N2.T.tolist()
+    stepped = np.logical_or.reduce(plan.steps_NK6[..., 0], axis=1).tolist()
+    boxes, steps = plan.boxes_N4.tolist(), plan.steps_NK6
+    return list(map(_Row, boxes, mirrored, upside_down, stepped, steps))
+
+
 def jpeg_scale(width: int, height: int, *, least: float) -> int:
     """Return the largest n in 8, 4, 2, 1 that leaves a box of width x height at least `least`."""
     return next((n for n in SCALES if min(width, height) >= n * least), 1)
 
 
-def crop_scaled(pixels: Pixels, box: Sequence[int], *, scale: int, size: tuple[int, int]) -> Pixels:
+def scaled_window(box: Sequence[int], *, scale: int, size: tuple[int, int]) -> Window:
     """Return the part of an image decoded at 1/scale that a box covers.
 
     box: left, top, width, height in pixels of the whole image, whose (width, height) is size. Edges
@@ -55,52 +83,120 @@ def crop_scaled(pixels: Pixels, box: Sequence[int], *, scale: int, size: tuple[i
     """
     (left, top, wide, tall), half = box, scale // 2
     last_x, last_y = max(size[0] // scale, 1), max(size[1] // scale, 1)
-    x0, y0 = min((left + half) // scale, last_x - 1), min((top + half) // scale, last_y - 1)
-    x1 = min((left + wide + half) // scale, last_x)
-    y1 = min((top + tall + half) // scale, last_y)
-    return pixels[y0:y1, x0:x1]
+    return Window(
+        min((left + half) // scale, last_x - 1),
+        min((top + half) // scale, last_y - 1),
+        min((left + wide + half) // scale, last_x),
+        min((top + tall + half) // scale, last_y),
+    )
 
 
-def resize_torch(pixels: Pixels, size: int) -> Pixels:
-    """Return pixels as (size, size, 3) by torch's bilinear antialiased resize in uint8."""
-    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+def _around(windows: Iterable[Window]) -> Window:
+    """Return the smallest window that holds all of them."""
+    lefts, tops, rights, bottoms = zip(*windows, strict=True)
+    return Window(min(lefts), min(tops), max(rights), max(bottoms))
 
 
-def resize_pillow(pixels: Pixels, size: int) -> Pixels:
-    """Return pixels as (size, size, 3) by two one-dimensional Pillow resizes, horizontal first."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    wide = image.resize((size, image.height), Image.Resampling.BILINEAR)
-    return np.asarray(wide.resize((size, size), Image.Resampling.BILINEAR))
-
-
-_RESIZE = {"torch": resize_torch, "pillow": resize_pillow}
-
-
-def render_image(
-    data: bytes,
-    header: Header,
-    *,
-    recipe: Recipe,
-    boxes_G4: NDArray[np.int64],
-    flips_G: NDArray[np.bool_],
-    out_GHW3: NDArray[np.uint8],
-) -> None:
-    """Render an image's views, before blending, into out_GHW3.
+def _crops(
+    data: bytes, header: Header, boxes: Sequence[list[int]], *, recipe: Recipe, whole: bool
+) -> list[Pixels]:
+    """Return the pixels that each box covers, contiguous; each scale is decoded once.
 
     Raises:
         DataError: the image cannot be decoded.
     """
-    resize, size = _RESIZE[recipe.resize], (header.width, header.height)
-    decoded: dict[int, Pixels] = {}
-    for out, box, flip in zip(out_GHW3, boxes_G4.tolist(), flips_G, strict=True):
-        least = recipe.decode.guard * recipe.size
-        scale = jpeg_scale(box[2], box[3], least=least) if header.scalable else 1
-        if scale not in decoded:
-            decoded[scale] = decode_image(data, header, scale=scale)
-        view = resize(crop_scaled(decoded[scale], box, scale=scale, size=size), recipe.size)
-        out[:] = view[:, ::-1] if flip else view
+    size, least = (header.width, header.height), recipe.decode.guard * recipe.size
+    scales = [jpeg_scale(w, h, least=least) if header.scalable else 1 for _, _, w, h in boxes]
+    windows = [scaled_window(b, scale=n, size=size) for b, n in zip(boxes, scales, strict=True)]
+    decoded = {}
+    for scale in set(scales):
+        needed = _around(w for w, n in zip(windows, scales, strict=True) if n == scale)
+        decoded[scale] = decode_image(data, header, scale=scale, window=None if whole else needed)
+    crops = []
+    for (left, top, right, bottom), scale in zip(windows, scales, strict=True):
+        pixels, x, y = decoded[scale]
+        crops.append(np.ascontiguousarray(pixels[top - y : bottom - y, left - x : right - x]))
+    return crops
+
+
+def _render_row(
+    row: _Row, crop: Pixels, *, recipe: Recipe, out: Pixels, layers: LayerDigests | None
+) -> None:
+    """Write a row's view, before mixing, to out; layers takes the digest of each layer."""
+    view = resized = RESIZE[recipe.resize](crop, recipe.size)
+    if row.mirrored:
+        view = torch.from_numpy(view).flip(1).numpy()  # NumPy takes ten times as long
+    if row.upside_down:
+        view = view[::-1]
+    if row.stepped:
+        view = apply_steps(np.ascontiguousarray(view), row.steps_K6)
+    out[:] = view
+    if layers is not None:
+        layers.add(Layer.DRAW, np.array([*row.box, row.mirrored, row.upside_down], np.int64))
+        layers.add(Layer.DRAW, row.steps_K6)
+        layers.add(Layer.DECODE, crop)
+        layers.add(Layer.RESIZE, resized)
+        layers.add(Layer.STEPS, out)
+
+
+def render_drawn(
+    recipe: Recipe,
+    images: Sequence[bytes | None],
+    drawn: Sequence[Drawn],
+    *,
+    whole: bool = True,
+    out_GNHW3: Pixels | None = None,
+    layers: LayerDigests | None = None,
+) -> RenderedBlock:
+    """Return a block's pixels in the G views that are drawn for it.
+
+    images: file bytes of the block's N rows in order; None for a row known to be unusable.
+    whole: decode all of each image, and so notice any damage; else what the views need, of images
+    that were decoded in whole before. out_GNHW3: where pixels are written, by default fresh memory.
+    layers: takes the digests of the first view.
+
+    An image that cannot be decoded becomes a problem of its row; the caller decides what follows.
+
+    Raises:
+        MismatchError: a library makes other pixels than the pixel function states.
+    """
+    check_pixels(recipe.resize)
+    shape = (len(drawn), len(images), recipe.size, recipe.size, 3)
+    out_GNHW3 = np.empty(shape, np.uint8) if out_GNHW3 is None else out_GNHW3
+    plain_GNHW3 = out_GNHW3 if recipe.mix is None else _scratch(shape)
+    problems: dict[int, str] = {}
+    headers: dict[int, Header] = {}
+    sizes_N2 = np.ones((len(images), 2), np.int64)
+    for row, data in enumerate(images):
+        if data is not None:
+            try:
+                headers[row] = read_header(data, recipe.decode)
+                sizes_N2[row] = headers[row].width, headers[row].height
+            except DataError as error:
+                problems[row] = str(error)
+    plans = [plan_drawn(recipe, view, sizes_N2=sizes_N2) for view in drawn]
+    rows_GN = [_plain_rows(plan) for plan in plans]
+    usable_N = np.zeros(len(images), bool)
+    for row, header in headers.items():
+        data = images[row]
+        assert data is not None
+        views = [rows_N[row] for rows_N in rows_GN]
+        try:
+            crops = _crops(data, header, [v.box for v in views], recipe=recipe, whole=whole)
+        except DataError as error:
+            problems[row] = str(error)
+            continue
+        usable_N[row] = True
+        for number, (view, crop) in enumerate(zip(views, crops, strict=True)):
+            digests = layers if number == 0 else None
+            _render_row(view, crop, recipe=recipe, out=plain_GNHW3[number, row], layers=digests)
+    plain_GNHW3[:, ~usable_N] = 0
+    # Rows without pixels, and rows whose partner has none, are mixed with nothing.
+    applied = tuple(p.unmixed(~(usable_N & usable_N[p.partners_N])) for p in plans)
+    if recipe.mix is not None:
+        for plain, plan, out in zip(plain_GNHW3, applied, out_GNHW3, strict=True):
+            mix(plain, plan, out_NHW3=out)
+    return RenderedBlock(out_GNHW3, applied, problems, usable_N)
 
 
 def render_block(
@@ -109,52 +205,20 @@ def render_block(
     *,
     uids_N: NDArray[np.uint64],
     views: Sequence[int],
+    whole: bool = True,
 ) -> RenderedBlock:
-    """Return a block's pixels in the given views.
-
-    images: file bytes of the block's N rows in order; None for a row known to be unusable.
-    An image that cannot be decoded becomes a problem of its row; the caller decides what follows.
-    """
-    count, side = len(images), recipe.size
-    problems: dict[int, str] = {}
-    headers: dict[int, Header] = {}
-    sizes_N2 = np.ones((count, 2), np.int64)
-    for row, data in enumerate(images):
-        if data is not None:
-            try:
-                headers[row] = read_header(data, recipe.decode)
-                sizes_N2[row] = headers[row].width, headers[row].height
-            except DataError as error:
-                problems[row] = str(error)
-    plans = [plan_block(recipe, uids_N, view=view, sizes_N2=sizes_N2) for view in views]
-    boxes_GN4 = np.stack([plan.boxes_N4 for plan in plans])
-    flips_GN = np.stack([plan.flips_N for plan in plans])
-    pixels_GNHW3 = np.zeros((len(views), count, side, side, 3), np.uint8)
-    for row, header in headers.items():
-        data = images[row]
-        assert data is not None
-        try:
-            render_image(
-                data,
-                header,
-                recipe=recipe,
-                boxes_G4=boxes_GN4[:, row],
-                flips_G=flips_GN[:, row],
-                out_GHW3=pixels_GNHW3[:, row],
-            )
-        except DataError as error:
-            problems[row] = str(error)
-            pixels_GNHW3[:, row] = 0
-    usable_N = np.array([row in headers and row not in problems for row in range(count)])
-    applied = tuple(_without_bad_partners(plan, usable_N) for plan in plans)
-    if recipe.mix is not None:
-        for pixels, plan in zip(pixels_GNHW3, applied, strict=True):
-            pixels[:] = blend(pixels, partners_N=plan.partners_N, weights_N=plan.weights_N)
-    return RenderedBlock(pixels_GNHW3, applied, problems, usable_N)
+    """Return a block's pixels in the given views; as render_drawn. uids_N: of the block's rows."""
+    one = recipe.model_copy(update={"block": max(len(uids_N), 1)})
+    drawn = [draw_view(one, uids_N, view=view) for view in views]
+    return render_drawn(recipe, images, drawn, whole=whole)
 
 
-def _without_bad_partners(plan: ViewParams, usable_N: NDArray[np.bool_]) -> ViewParams:
-    """Return the plan in which rows without a usable partner, or without pixels, blend nothing."""
-    alone_N = ~(usable_N & usable_N[plan.partners_N])
-    weights_N = np.where(alone_N, np.uint16(FULL_WEIGHT), plan.weights_N)
-    return ViewParams(plan.boxes_N4, plan.flips_N, plan.partners_N, weights_N)
+def _scratch(shape: tuple[int, ...]) -> Pixels:
+    """Return memory that the next call in this thread takes again: fresh pages cost much."""
+    size = math.prod(shape)
+    if size > MAX_SCRATCH_BYTES:
+        return np.empty(shape, np.uint8)
+    if getattr(_local, "pixels", None) is None or _local.pixels.size < size:
+        _local.pixels = np.empty(size, np.uint8)
+    scratch: Pixels = _local.pixels[:size].reshape(shape)
+    return scratch

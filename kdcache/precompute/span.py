@@ -21,7 +21,7 @@ from kdcache.data.blocks import BlockSource
 from kdcache.errors import DataError, UsageError
 from kdcache.models.teacher import Teacher
 from kdcache.pixels.render import RenderedBlock
-from kdcache.pixels.witness import pixel_versions
+from kdcache.pixels.witness import LayerDigests, pixel_versions
 from kdcache.targets.encoding import Encoding, Fields, FieldSpec, to_arrays
 from kdcache.targets.fidelity import NO_ROWS, Fidelity, measure
 
@@ -61,9 +61,9 @@ def run_span(job: Job, span: Span, *, progress: Report = lambda _: None) -> Comm
     started = time.monotonic()
     views = job.cache.grid.views(span)
     collected = _Collector(job, len(views), job.source.num_rows(span.tar))
-    witnesses = []
+    witnesses, layers = [], LayerDigests()
     for rows in job.source.blocks(span.tar):
-        block = job.source.render(span.tar, rows, views=views)
+        block = job.source.render(span.tar, rows, views=views, layers=layers)
         if block.problems and not job.skip_bad:
             row, problem = next(iter(sorted(block.problems.items())))
             raise DataError(
@@ -77,6 +77,7 @@ def run_span(job: Job, span: Span, *, progress: Report = lambda _: None) -> Comm
         span,
         collected.arrays,
         witness=np.stack(witnesses, axis=1),
+        layers=layers.values(),
         fidelity=collected.fidelity,
         versions=write_versions(job.teacher),
         started=started,

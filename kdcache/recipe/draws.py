@@ -61,16 +61,25 @@ def philox(counter: U64, key: U64) -> U64:
 
 
 def raw_words(
-    seed: int, uids: U64, *, view: int, count: int, stream: Stream = Stream.SAMPLE
+    seed: int,
+    uids: U64,
+    *,
+    view: int,
+    count: int,
+    first: int = 0,
+    stream: Stream = Stream.SAMPLE,
 ) -> U64:
-    """Return `count` random words for each uid.
+    """Return words `first` to `first + count - 1` of each uid.
 
-    seed, view: 0 to 2**64 - 1. uids: (N,) uint64. returns: (N, count) uint64.
+    seed, view: 0 to 2**64 - 1. uids: (N,) uint64. first: a multiple of 4. returns: (N, count)
+    uint64.
     """
+    if first % _WORDS:
+        raise ValueError(f"first is {first}, expected a multiple of {_WORDS}")
     num_blocks = -(-count // _WORDS)
     shape = (len(uids), num_blocks)
     counter = np.empty((_WORDS, *shape), np.uint64)
-    counter[0] = np.arange(1, num_blocks + 1, dtype=np.uint64)
+    counter[0] = np.arange(num_blocks, dtype=np.uint64) + np.uint64(first // _WORDS + 1)
     counter[1] = np.uint64(view)
     counter[2] = uids[:, None]
     counter[3] = np.uint64(stream)
@@ -79,14 +88,31 @@ def raw_words(
 
 
 def uniforms(
-    seed: int, uids: U64, *, view: int, count: int, stream: Stream = Stream.SAMPLE
+    seed: int,
+    uids: U64,
+    *,
+    view: int,
+    count: int,
+    first: int = 0,
+    stream: Stream = Stream.SAMPLE,
 ) -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1) for each uid, fixed by the arguments alone.
 
-    seed, view: 0 to 2**64 - 1. uids: (N,) uint64. returns: (N, count) float64, multiples of 2**-53.
+    As raw_words. returns: (N, count) float64, multiples of 2**-53.
+    """
+    words = raw_words(seed, uids, view=view, count=count, first=first, stream=stream)
+    return (words >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
+
+
+def permutations(
+    seed: int, uids: U64, *, view: int, count: int, stream: Stream
+) -> NDArray[np.intp]:
+    """Return a random permutation of range(count) for each uid, (N, count).
+
+    It is the stable order of `count` drawn words. seed, view: 0 to 2**64 - 1.
     """
     words = raw_words(seed, uids, view=view, count=count, stream=stream)
-    return (words >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
+    return np.argsort(words, axis=1, kind="stable")
 
 
 def permutation(seed: int, uid: int, *, view: int, count: int, stream: Stream) -> NDArray[np.intp]:
@@ -94,5 +120,6 @@ def permutation(seed: int, uid: int, *, view: int, count: int, stream: Stream) -
 
     seed, uid, view: 0 to 2**64 - 1.
     """
-    words = raw_words(seed, np.array([uid], np.uint64), view=view, count=count, stream=stream)
-    return np.argsort(words[0], kind="stable")
+    names = np.array([uid], np.uint64)
+    order: NDArray[np.intp] = permutations(seed, names, view=view, count=count, stream=stream)[0]
+    return order

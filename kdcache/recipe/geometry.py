@@ -7,18 +7,20 @@ Source: the crop law of torchvision's RandomResizedCrop (Szegedy et al. 2015, ar
 ten tries and central fallback; the table of ratios is ours.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.recipe.schema import CentreCrop, FullCrop, InceptionCrop, MildCrop
+from kdcache.recipe.parts import CentreCrop, Crop, FullCrop, InceptionCrop, MildCrop
 
 NUM_TRIES = 10
 _RATIO_BITS = 12
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+LaterTries = Callable[[NDArray[np.intp]], F64]
 
 
 @lru_cache(maxsize=16)
@@ -37,78 +39,86 @@ def ratio_table(low: float, high: float) -> F64:
     return table
 
 
-def _place(u_N: F64, room_N: I64) -> I64:
-    """Return a uniform integer from 0 to room for each number."""
-    return np.minimum((u_N * (room_N + 1)).astype(np.int64), room_N)
+def place_boxes(sides_N2: I64, sizes_N2: I64, *, position_N2: F64) -> I64:
+    """Return boxes (N, 4) of the given sides, placed in images by numbers for left and top."""
+    room_N2 = sizes_N2 - sides_N2
+    corners_N2 = np.minimum((position_N2 * (room_N2 + 1)).astype(np.int64), room_N2)
+    return np.concatenate((corners_N2, sides_N2), axis=1)
 
 
-def _boxes(left_N: I64, top_N: I64, width_N: I64, height_N: I64) -> I64:
-    return np.stack((left_N, top_N, width_N, height_N), axis=1)
+def _first_fit(crop: InceptionCrop, sizes_N2: I64, tries_NT2: F64) -> tuple[I64, NDArray[np.bool_]]:
+    """Return the width and height of the first try that fits, (N, 2), and whether one does."""
+    table, (low, high) = ratio_table(*crop.ratio), crop.area
+    area_NT = (sizes_N2[:, 0] * sizes_N2[:, 1])[:, None] * (low + (high - low) * tries_NT2[..., 0])
+    ratio_NT = table[(tries_NT2[..., 1] * len(table)).astype(np.int64)]
+    sides_NT2 = np.sqrt(np.stack((area_NT * ratio_NT, area_NT / ratio_NT), axis=-1))
+    sides_NT2 = np.rint(sides_NT2, out=sides_NT2).astype(np.int64)
+    inside_NT2 = (sides_NT2 > 0) & (sides_NT2 <= sizes_N2[:, None])
+    fits_NT = inside_NT2[..., 0] & inside_NT2[..., 1]
+    if tries_NT2.shape[1] == 1:
+        return sides_NT2[:, 0], fits_NT[:, 0]
+    first_N = np.argmax(fits_NT, axis=1)
+    found_N: NDArray[np.bool_] = np.logical_or.reduce(fits_NT, axis=1)
+    return sides_NT2[np.arange(len(first_N)), first_N], found_N
 
 
-def inception_boxes(crop: InceptionCrop, sizes_N2: I64, *, tries_NT2: F64, position_N2: F64) -> I64:
+def inception_boxes(
+    crop: InceptionCrop, sizes_N2: I64, *, position_N2: F64, tries_NT2: F64, later: LaterTries
+) -> I64:
     """Return boxes (N, 4): left, top, width, height in pixels.
 
-    sizes_N2: width, height. tries_NT2: T pairs of numbers for area and ratio, of which the first
-    that fits is taken. position_N2: numbers for left and top. When no try fits: the central box of
-    the nearest allowed ratio.
+    sizes_N2: width, height. position_N2: numbers for left and top. tries_NT2: numbers for area and
+    ratio of the first tries; later: the numbers of all later tries of some rows, asked for where
+    none of the first fits. When none fits at all: the central box of the nearest ratio.
     """
-    width_N1, height_N1 = sizes_N2[:, :1], sizes_N2[:, 1:]
-    table = ratio_table(*crop.ratio)
-    low, high = crop.area
-    area_NT = (width_N1 * height_N1) * (low + (high - low) * tries_NT2[..., 0])
-    ratio_NT = table[(tries_NT2[..., 1] * len(table)).astype(np.int64)]
-    wide_NT = np.rint(np.sqrt(area_NT * ratio_NT)).astype(np.int64)
-    tall_NT = np.rint(np.sqrt(area_NT / ratio_NT)).astype(np.int64)
-    fits_NT = (wide_NT > 0) & (wide_NT <= width_N1) & (tall_NT > 0) & (tall_NT <= height_N1)
-    first_N, rows = np.argmax(fits_NT, axis=1), np.arange(len(sizes_N2))
-    wide_N, tall_N = wide_NT[rows, first_N], tall_NT[rows, first_N]
-    width_N, height_N = sizes_N2[:, 0], sizes_N2[:, 1]
-    boxes = _boxes(
-        _place(position_N2[:, 0], width_N - wide_N),
-        _place(position_N2[:, 1], height_N - tall_N),
-        wide_N,
-        tall_N,
-    )
-    found_N1 = fits_NT.any(axis=1, keepdims=True)
-    return np.where(found_N1, boxes, _fallback(crop, width_N, height_N))
+    sides_N2, found_N = _first_fit(crop, sizes_N2, tries_NT2[:, :1])
+    for tries in (lambda rows: tries_NT2[rows, 1:], later):
+        if found_N.all():
+            return place_boxes(sides_N2, sizes_N2, position_N2=position_N2)
+        rows = np.flatnonzero(~found_N)
+        sides_N2[rows], found_N[rows] = _first_fit(crop, sizes_N2[rows], tries(rows))
+    rows = np.flatnonzero(~found_N)
+    sides_N2[rows] = 1  # any sides that fit
+    boxes_N4 = place_boxes(sides_N2, sizes_N2, position_N2=position_N2)
+    boxes_N4[rows] = _fallback(crop, sizes_N2[rows])
+    return boxes_N4
 
 
-def _fallback(crop: InceptionCrop, width_N: I64, height_N: I64) -> I64:
-    low, high = crop.ratio
+def _fallback(crop: InceptionCrop, sizes_N2: I64) -> I64:
+    (low, high), width_N, height_N = crop.ratio, sizes_N2[:, 0], sizes_N2[:, 1]
     wide_N = np.minimum(width_N, np.maximum(np.rint(height_N * high).astype(np.int64), 1))
     tall_N = np.minimum(height_N, np.maximum(np.rint(width_N / low).astype(np.int64), 1))
-    return _boxes((width_N - wide_N) // 2, (height_N - tall_N) // 2, wide_N, tall_N)
+    sides_N2 = np.stack((wide_N, tall_N), axis=1)
+    return np.concatenate(((sizes_N2 - sides_N2) // 2, sides_N2), axis=1)
 
 
 def square_boxes(crop: MildCrop | CentreCrop, sizes_N2: I64, *, size: int, position_N2: F64) -> I64:
     """Return square boxes (N, 4) whose side is size / resize of the shorter side."""
-    width_N, height_N = sizes_N2[:, 0], sizes_N2[:, 1]
-    shorter_N = np.minimum(width_N, height_N)
-    side_N = np.maximum(np.rint(shorter_N * size / crop.resize).astype(np.int64), 1)
+    side_N1 = np.maximum(np.rint(sizes_N2.min(axis=1, keepdims=True) * size / crop.resize), 1)
+    sides_N2 = np.repeat(side_N1.astype(np.int64), 2, axis=1)
     if isinstance(crop, MildCrop):
-        left_N = _place(position_N2[:, 0], width_N - side_N)
-        top_N = _place(position_N2[:, 1], height_N - side_N)
-    else:
-        left_N, top_N = (width_N - side_N) // 2, (height_N - side_N) // 2
-    return _boxes(left_N, top_N, side_N, side_N)
+        return place_boxes(sides_N2, sizes_N2, position_N2=position_N2)
+    return np.concatenate(((sizes_N2 - sides_N2) // 2, sides_N2), axis=1)
 
 
 def crop_boxes(
-    crop: InceptionCrop | MildCrop | CentreCrop | FullCrop,
+    crop: Crop,
     sizes_N2: I64,
     *,
     size: int,
-    tries_NT2: F64,
     position_N2: F64,
+    tries_NT2: F64,
+    later: LaterTries,
 ) -> I64:
     """Return each image's crop box (N, 4): left, top, width, height, inside the image.
 
-    sizes_N2: int64 width and height of each image, at least 1. size: side of a view.
-    tries_NT2, position_N2: numbers in [0, 1).
+    sizes_N2: int64 width and height of each image, at least 1. size: side of a view. The rest:
+    numbers in [0, 1), as inception_boxes takes them.
     """
     if isinstance(crop, InceptionCrop):
-        return inception_boxes(crop, sizes_N2, tries_NT2=tries_NT2, position_N2=position_N2)
+        return inception_boxes(
+            crop, sizes_N2, position_N2=position_N2, tries_NT2=tries_NT2, later=later
+        )
     if isinstance(crop, FullCrop):
         return np.concatenate((np.zeros_like(sizes_N2), sizes_N2), axis=1)
     return square_boxes(crop, sizes_N2, size=size, position_N2=position_N2)

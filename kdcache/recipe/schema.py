@@ -6,85 +6,52 @@ recipes.
 """
 
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
+from kdcache.recipe.parts import (
+    Blur,
+    CentreCrop,
+    Chance,
+    Crop,
+    Cutmix,
+    Decode,
+    Erase,
+    Flip,
+    FullCrop,
+    InceptionCrop,
+    Jitter,
+    MildCrop,
+    Mixup,
+    Part,
+    Posterize,
+    RandAugment,
+    Solarize,
+    Switch,
+    TrivialAugment,
+)
 
-MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this many
-
-Probability = Annotated[float, Field(gt=0.0, le=1.0)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class InceptionCrop(_Part):
-    """A box of random area and aspect ratio, as torchvision's RandomResizedCrop."""
-
-    law: Literal["inception"]
-    area: tuple[float, float] = (0.05, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-
-    @model_validator(mode="after")
-    def _ranges(self) -> Self:
-        if not 0.0 < self.area[0] <= self.area[1] <= 1.0:
-            raise ValueError("area must be [low, high] with 0 < low <= high <= 1")
-        if not 0.01 <= self.ratio[0] <= self.ratio[1] <= 100.0:
-            raise ValueError("ratio must be [low, high] with 0.01 <= low <= high <= 100")
-        return self
-
-
-class MildCrop(_Part):
-    """The shorter side to `resize`, then a random square: the paper's mild crop."""
-
-    law: Literal["mild"]
-    resize: Annotated[int, Field(ge=1)]
-
-
-class CentreCrop(_Part):
-    """The shorter side to `resize`, then the central square of the recipe's size."""
-
-    law: Literal["centre"]
-    resize: Annotated[int, Field(ge=1)]
+_PRESETS = "kdcache.recipe.presets"
+_CROPS: dict[str, type[Part]] = {
+    "inception": InceptionCrop, "mild": MildCrop, "centre": CentreCrop, "full": FullCrop,
+}  # fmt: skip
+_AUGMENTS: dict[str, type[Part]] = {"randaugment": RandAugment, "trivial": TrivialAugment}
+_MIXES: dict[str, type[Part]] = {"mixup": Mixup, "cutmix": Cutmix, "switch": Switch}
+_LAWS = {"crop": _CROPS, "augment": _AUGMENTS, "mix": _MIXES}
+_TABLES: dict[str, type[Part]] = {
+    "decode": Decode, "flip": Flip, "jitter": Jitter, "grey": Chance, "blur": Blur,
+    "solarize": Solarize, "posterize": Posterize, "equalize": Chance, "autocontrast": Chance,
+    "erase": Erase,
+}  # fmt: skip
 
 
-class FullCrop(_Part):
-    """The whole image, squeezed to a square."""
-
-    law: Literal["full"]
-
-
-class Flip(_Part):
-    """Mirror left and right with a probability."""
-
-    horizontal: Probability
-
-
-class Mix(_Part):
-    """Blend each row with a partner of its block, the weight uniform in 0/256 to 256/256."""
-
-    law: Literal["mixup"]
-
-
-class Decode(_Part):
-    """How image files become pixels.
-
-    guard: a JPEG is decoded at 1/2, 1/4 or 1/8 only where the box keeps guard x size pixels.
-    exif: whether the orientation tag turns the image first.
-    """
-
-    guard: Annotated[float, Field(ge=1.0, le=16.0)] = 1.25
-    exif: Literal["ignore", "apply"] = "ignore"
-    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
-
-
-class Recipe(_Part):
-    """What decides a view's pixels.
+class Recipe(Part):
+    """What decides a view's pixels; optional steps are applied in the order of their fields.
 
     pixels: version of the pixel function (docs/format.md).
     seed: 0 to 2**63 - 1. size: height and width of a view, in pixels.
@@ -98,10 +65,19 @@ class Recipe(_Part):
     size: Annotated[int, Field(ge=1, le=4096)]
     block: Annotated[int, Field(ge=1, le=65536)] = 64
     resize: Literal["torch", "pillow"] = "torch"
-    crop: Annotated[InceptionCrop | MildCrop | CentreCrop | FullCrop, Field(discriminator="law")]
+    crop: Annotated[Crop, Field(discriminator="law")]
     decode: Decode = Decode()
     flip: Flip | None = None
-    mix: Mix | None = None
+    jitter: Jitter | None = None
+    grey: Chance | None = None
+    blur: Blur | None = None
+    solarize: Solarize | None = None
+    posterize: Posterize | None = None
+    equalize: Chance | None = None
+    autocontrast: Chance | None = None
+    augment: Annotated[RandAugment | TrivialAugment, Field(discriminator="law")] | None = None
+    erase: Erase | None = None
+    mix: Annotated[Mixup | Cutmix | Switch, Field(discriminator="law")] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -124,26 +100,41 @@ class Recipe(_Part):
 def _describe(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "recipe"
+        # Where laws are told apart, pydantic puts the law between the table and its field.
+        location = [str(part) for part in item["loc"]]
+        where = ".".join(location) or "recipe"
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            problem = f"unknown field; allowed: {_allowed(item['loc'])}"
-        elif item["type"] == "union_tag_not_found":
-            problem = "law is missing; allowed: inception, mild, centre, full"
+            problem = f"unknown field; allowed: {', '.join(_fields(location))}"
+        elif item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            tag = item.get("ctx", {}).get("tag")
+            found = "law is missing" if tag is None else f"law {tag!r} is unknown"
+            problem = f"{found}; allowed: {', '.join(_LAWS[location[0]])}"
         elif not isinstance(item["input"], dict):
-            problem += f", found {item['input']!r}"
+            if item["type"] in ("model_type", "model_attributes_type"):
+                problem = f"expected a table ({_kind(location[0])})"
+            # People write lists, which are tuples only here.
+            problem = problem.replace("tuple", "list").replace("Tuple", "List")
+            value = item["input"]
+            problem += f", found {list(value) if isinstance(value, tuple) else value!r}"
         lines.append(f"{where}: {problem}")
     return "; ".join(lines)
 
 
-def _allowed(location: tuple[int | str, ...]) -> str:
+def _kind(table: str) -> str:
+    """Return what a table of this name holds."""
+    if table in _LAWS:
+        return f"law: {', '.join(_LAWS[table])}"
+    return ", ".join(_TABLES[table].model_fields)
+
+
+def _fields(location: list[str]) -> list[str]:
     """Return the field names allowed in the table that holds location."""
-    laws: dict[str, type[_Part]] = {
-        "inception": InceptionCrop, "mild": MildCrop, "centre": CentreCrop, "full": FullCrop,
-        "flip": Flip, "mix": Mix, "decode": Decode,
-    }  # fmt: skip
-    table = laws.get(str(location[-2]), Recipe) if len(location) > 1 else Recipe
-    return ", ".join(table.model_fields)
+    table: type[Part] = Recipe
+    if len(location) > 1:
+        laws = _LAWS.get(location[0])
+        table = laws[location[1]] if laws else _TABLES[location[0]]
+    return list(table.model_fields)
 
 
 def parse_recipe(values: dict[str, Any], *, source: str) -> Recipe:
@@ -165,14 +156,33 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Return the recipe of a TOML file.
+def presets() -> tuple[str, ...]:
+    """Return the names of the recipes that come with kdcache."""
+    files = resources.files(_PRESETS).iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
+
+
+def preset_text(name: str) -> str:
+    """Return the TOML of a preset.
 
     Raises:
-        UsageError: the file is missing, not TOML, or not a recipe.
+        UsageError: there is no preset of this name.
     """
+    if name not in presets():
+        raise UsageError(f"{name}: neither a file nor a preset; presets: {', '.join(presets())}")
+    return (resources.files(_PRESETS) / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(source: Path | str) -> Recipe:
+    """Return the recipe of a TOML file, or the preset of this name if there is no such file.
+
+    Raises:
+        UsageError: there is neither, or it is not TOML, or not a recipe.
+    """
+    path = Path(source)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        known = path.exists() or len(path.parts) > 1 or path.suffix
+        values = tomllib.loads(path.read_text("utf-8") if known else preset_text(str(source)))
     except OSError as error:
         raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except ValueError as error:

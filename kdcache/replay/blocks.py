@@ -3,43 +3,44 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdcache.cache.layers import explain_difference
 from kdcache.cache.store import Cache, Tile
 from kdcache.data.blocks import BlockSource
 from kdcache.errors import DataError, KdcacheError, MismatchError
-from kdcache.pixels.render import RenderedBlock
-from kdcache.pixels.witness import pixel_versions
-from kdcache.recipe.plan import FULL_WEIGHT
+from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
+from kdcache.replay.ring import Ring
 
-TILES_KEPT = 4
-SHARE_BYTES = 1 << 20  # handing over a shared tensor costs about as much as copying this much
+TILES_KEPT = 32
 
 
 class Request(NamedTuple):
-    """A block to render in a view; prove: compare its witness."""
+    """A block to render in some views; prove: compare its witnesses; slot: of the ring, if any."""
 
     block: Block
-    view: int
+    views: tuple[int, ...]
     prove: bool
+    slot: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedBlock:
-    """A block of N rows, ready to be cut into batches.
+    """A block of N rows in G views, ready to be cut into batches; views one after the other.
 
-    pixels: uint8 (N, H, W, 3), a tensor in shared memory where it is large. Arrays: labels and
-    partner_labels int64, weights float32; fields: encoded targets (N, width).
+    pixels: uint8 (G, N, H, W, 3); where slot is set, None while the ring holds them. Arrays of
+    G x N: labels and partner_labels int64, weights float32; fields: encoded targets (G x N, width).
     """
 
-    pixels: Tensor | NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | None
+    slot: int | None
     labels: NDArray[np.int64]
     partner_labels: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -51,12 +52,14 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
     """Blocks by request. targets: where targets are read from; fixed: all views take view 0's.
 
     known_bad: rows without targets in some view, by tar; they are not handed over.
+    ring: where pixels are written.
     """
 
     source: BlockSource
     targets: Cache | None
     fixed: bool
     known_bad: dict[int, frozenset[int]] = field(default_factory=dict)
+    ring: Ring | None = None
 
     def __getitem__(self, request: Request) -> StreamedBlock | KdcacheError:
         try:
@@ -65,31 +68,59 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             return error
 
     def _render(self, request: Request) -> StreamedBlock:
-        block, view, _ = request
-        rows = slice(block.start, block.stop)
-        tile = (
-            None
-            if self.targets is None
-            else _read_tile(self.targets, block.tar, 0 if self.fixed else view)
+        block, views, _, slot = request
+        rows, size = slice(block.start, block.stop), self.source.recipe.size
+        if self.ring is None or slot is None:
+            slot, out = None, np.empty((len(views), block.num_rows, size, size, 3), np.uint8)
+        else:
+            out = self.ring[slot][: len(views), : block.num_rows]
+        tiles = [self._tile(block.tar, view) for view in views]
+        skips = [self._skip(block.tar, tile) for tile in tiles]
+        params: list[ViewParams] = []
+        while len(params) < len(views):  # views without targets for other rows are another call
+            skip, first = skips[len(params)], len(params)
+            same = sum(1 for _ in takewhile(skip.__eq__, skips[first:]))
+            params += self._render_views(request, first, first + same, skip=skip, out=out)
+        labels = self.source.labels(block.tar, rows)
+        return StreamedBlock(
+            pixels=out if slot is None else None,
+            slot=slot,
+            labels=np.tile(labels, len(views)),
+            partner_labels=np.concatenate([labels[p.partners_N] for p in params]),
+            weights=np.concatenate([p.shares(size) for p in params]).astype(np.float32),
+            fields=_fields(tiles, rows),
         )
-        skip = self._skip(block.tar, tile)
-        rendered = self.source.render(block.tar, rows, views=[view], skip=skip)
+
+    def _render_views(
+        self,
+        request: Request,
+        first: int,
+        stop: int,
+        *,
+        skip: frozenset[int],
+        out: NDArray[np.uint8],
+    ) -> tuple[ViewParams, ...]:
+        block, views = request.block, request.views[first:stop]
+        rendered = self.source.render(
+            block.tar,
+            slice(block.start, block.stop),
+            views=views,
+            skip=skip,
+            whole=self.targets is None,  # else the teacher saw these very images, whole
+            out_GNHW3=out[first:stop],
+        )
         if rendered.problems:
             row, problem = next(iter(rendered.problems.items()))
-            raise DataError(f"{self.source.where(block.tar, rows.start + row)}: {problem}")
+            raise DataError(f"{self.source.where(block.tar, block.start + row)}: {problem}")
         if request.prove and self.targets is not None and not self.fixed:
-            self._prove(self.targets, request, rendered)
-        labels = self.source.labels(block.tar, rows)
-        params = rendered.params[0]
-        fields = None if tile is None else {k: v[rows].numpy() for k, v in tile.fields.items()}
-        pixels = rendered.pixels_GNHW3[0]
-        return StreamedBlock(
-            pixels=torch.from_numpy(pixels) if pixels.nbytes >= SHARE_BYTES else pixels,
-            labels=labels,
-            partner_labels=labels[params.partners_N],
-            weights=(params.weights_N / FULL_WEIGHT).astype(np.float32),
-            fields=fields,
-        )
+            for view, witness in zip(views, rendered.witnesses().tolist(), strict=True):
+                self._prove(self.targets, block, view, witness)
+        return rendered.params
+
+    def _tile(self, tar: int, view: int) -> Tile | None:
+        if self.targets is None:
+            return None
+        return _read_tile(self.targets, tar, 0 if self.fixed else view)
 
     def _skip(self, tar: int, tile: Tile | None) -> frozenset[int]:
         """Return the rows not to be rendered: those the teacher did not see in this view."""
@@ -97,23 +128,14 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             return self.known_bad.get(tar, frozenset())
         return frozenset(np.flatnonzero(~tile.usable).tolist())
 
-    def _prove(self, cache: Cache, request: Request, rendered: RenderedBlock) -> None:
-        block, view, _ = request
+    def _prove(self, cache: Cache, block: Block, view: int, witness: int) -> None:
         stored = cache.read_witness(block.tar, view)[block.start // self.source.recipe.block]
-        if rendered.witnesses()[0] == stored:
+        if witness == stored:
             return
-        theirs = cache.commit(cache.grid.span_of(block.tar, view)).versions
-        ours = pixel_versions()
-        differing = [
-            f"{name} {theirs.get(name, 'unknown')} there, {found} here"
-            for name, found in ours.items()
-            if theirs.get(name) != found
-        ]
+        reason = explain_difference(cache, self.source, cache.grid.span_of(block.tar, view))
         raise MismatchError(
             f"{cache.path}: tar {block.tar}, view {view}, rows {block.start} to {block.stop - 1}: "
-            "the pixels made here differ from those that the teacher saw; libraries: "
-            f"{'; '.join(differing) or 'the same versions'}; install those versions, or precompute "
-            "a new cache"
+            f"the pixels made here differ from those that the teacher saw; {reason}"
         )
 
 
@@ -122,12 +144,32 @@ def _read_tile(cache: Cache, tar: int, view: int) -> Tile:
     return cache.read_tile(tar, view)
 
 
-def gather(
-    parts: Sequence[tuple[StreamedBlock, NDArray[np.intp], NDArray[np.intp]]], count: int
-) -> dict[str, Any]:
-    """Return arrays of `count` views; each part is a block, rows in it, and places in the batch."""
-    first = parts[0][0]
-    pixels = np.empty((count, *first.pixels.shape[1:]), np.uint8)
+def _fields(tiles: Sequence[Tile | None], rows: slice) -> dict[str, NDArray[Any]] | None:
+    read = [tile.fields for tile in tiles if tile is not None]
+    if not read:
+        return None
+    return {
+        name: np.concatenate([fields[name][rows].numpy() for fields in read]) for name in read[0]
+    }
+
+
+class Part(NamedTuple):
+    """What a batch takes from a block: views and rows of the block, and their places in the batch.
+
+    Views count from the load's first.
+    """
+
+    block: StreamedBlock
+    views: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    places: NDArray[np.intp]
+
+
+def gather(parts: Sequence[Part], count: int) -> dict[str, Any]:
+    """Return the arrays of a batch of `count` views."""
+    first = parts[0].block
+    assert first.pixels is not None
+    pixels = np.empty((count, *first.pixels.shape[2:]), np.uint8)
     arrays = {
         name: np.empty(count, getattr(first, name).dtype)
         for name in ("labels", "partner_labels", "weights")
@@ -136,13 +178,16 @@ def gather(
         name: np.empty((count, array.shape[1]), array.dtype)
         for name, array in (first.fields or {}).items()
     }
-    for block, rows, places in parts:
-        pixels[places] = np.asarray(block.pixels)[rows]
+    for block, views, rows, places in parts:
+        assert block.pixels is not None
+        for place, view, row in zip(places.tolist(), views.tolist(), rows.tolist(), strict=True):
+            pixels[place] = block.pixels[view, row]
+        flat = views * block.pixels.shape[1] + rows
         for name, array in arrays.items():
-            array[places] = getattr(block, name)[rows]
+            array[places] = getattr(block, name)[flat]
         for name, array in fields.items():
             assert block.fields is not None
-            array[places] = block.fields[name][rows]
+            array[places] = block.fields[name][flat]
     return {
         "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2),
         **{name: torch.from_numpy(array) for name, array in arrays.items()},

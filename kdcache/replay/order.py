@@ -24,6 +24,11 @@ class Block(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def num_rows(self) -> int:
+        """Return the number of rows."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -58,30 +63,44 @@ class Extent:
 class EpochOrder:
     """One rank's share of an epoch.
 
-    blocks: of all ranks, in the order they are rendered. block_M, row_M: for each view in the order
-    handed over, its position in blocks and its row within the block. num_batches: the same on all
-    ranks.
+    blocks: of all ranks, in the order they are rendered. block_M, row_M, view_M: for each view in
+    the order handed over, its position in blocks, its row within the block, and which of the views
+    of a load it is, from 0. num_batches: the same on all ranks.
     """
 
     blocks: Sequence[Block]
     block_M: NDArray[np.intp]
     row_M: NDArray[np.intp]
+    view_M: NDArray[np.intp]
     num_batches: int
+
+    def positions(self, start: int) -> NDArray[np.intp]:
+        """Return the positions of the blocks that the views from `start` on need, ascending."""
+        return np.unique(self.block_M[start:])
 
 
 def sequential_order(extent: Extent, *, batch_size: int) -> EpochOrder:
     """Return all usable rows in the order of the tars; the last batch may be shorter."""
     blocks = [block for tar in range(len(extent.starts) - 1) for block in extent.blocks(tar)]
     block_M, row_M = _rows(extent, blocks)
-    return EpochOrder(blocks, block_M, row_M, -(-len(row_M) // batch_size))
+    return EpochOrder(blocks, block_M, row_M, np.zeros_like(row_M), -(-len(row_M) // batch_size))
 
 
 def shuffled_order(
-    extent: Extent, *, seed: int, epoch: int, rank: int, world: int, batch_size: int, window: int
+    extent: Extent,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    batch_size: int,
+    window: int,
+    views: int = 1,
 ) -> EpochOrder:
     """Return a rank's share of a shuffled epoch; views of the last, partial batch are left out.
 
-    window: blocks over which views are spread; memory holds about that many at a time.
+    window: blocks over which views are spread; memory holds about that many at a time. views: of
+    each sample, all in this epoch, which has as many times the batches.
     """
     blocks = _shuffled_blocks(extent, seed, epoch)
     block_M, row_M = _rows(extent, blocks)
@@ -90,10 +109,11 @@ def shuffled_order(
     block_M, row_M = block_M[mine], row_M[mine]
     base_M = np.array([extent.starts[b.tar] + b.start for b in blocks], np.int64)[block_M]
     uids_M = extent.uids[base_M + row_M]
-    delay_M = uniforms(seed, uids_M, view=epoch, count=1, stream=Stream.SHUFFLE)[:, 0]
-    num_batches = share // batch_size
-    order_M = np.argsort(block_M + window * delay_M, kind="stable")[: num_batches * batch_size]
-    return EpochOrder(blocks, block_M[order_M], row_M[order_M], num_batches)
+    delay_MG = uniforms(seed, uids_M, view=epoch, count=views, stream=Stream.SHUFFLE)
+    num_batches = share // batch_size * views
+    order = np.argsort((block_M[:, None] + window * delay_MG).ravel(), kind="stable")
+    row, view = np.divmod(order[: num_batches * batch_size], views)
+    return EpochOrder(blocks, block_M[row], row_M[row], view, num_batches)
 
 
 def _shuffled_blocks(extent: Extent, seed: int, epoch: int) -> list[Block]:

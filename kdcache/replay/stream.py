@@ -4,13 +4,13 @@ Worker processes render whole blocks; this process shuffles finished views and c
 the order of samples does not depend on the number of workers. Workers run ahead across epochs.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
 from kdcache.errors import KdcacheError, MismatchError, UsageError
@@ -18,8 +18,10 @@ from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch, TargetFormat
-from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock, gather
+from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock
+from kdcache.replay.cutter import Cutter
 from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
+from kdcache.replay.ring import Ring, can_share
 
 PREFETCH = 4
 
@@ -32,7 +34,8 @@ class StreamOptions:
     of the tars. window: blocks over which views are shuffled. first_view: view of epoch 0; epoch e
     has view first_view + e, modulo the stored views. witness_share: share of the blocks whose
     pixels are proven, the first block of each tile always. rank, world: which share of each epoch
-    is handed over.
+    is handed over. views_per_load: views that are made of an image each time it is read and
+    decoded, for as many epochs, whose samples are shuffled together.
     """
 
     batch_size: int
@@ -45,6 +48,7 @@ class StreamOptions:
     witness_share: float = 1.0
     rank: int = 0
     world: int = 1
+    views_per_load: int = 1
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -57,13 +61,22 @@ class StreamOptions:
             ("witness_share", 0, 1),
             ("world", 1, None),
             ("rank", 0, self.world - 1),
+            ("views_per_load", 1, None),
         ):
             value = getattr(self, name)
             if value < least or (most is not None and value > most):
                 upper = "or more" if most is None else f"to {most}"
                 raise UsageError(f"{name} is {value}, expected {least} {upper}")
-        if self.world > 1 and not self.shuffle:
-            raise UsageError(f"world is {self.world}, expected 1 for a stream that is not shuffled")
+        for name in ("world", "views_per_load"):
+            if getattr(self, name) > 1 and not self.shuffle:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, expected 1 for a stream not shuffled"
+                )
+        if self.num_epochs % self.views_per_load:
+            raise UsageError(
+                f"views_per_load is {self.views_per_load}, expected a divisor of the "
+                f"{self.num_epochs} epochs"
+            )
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -89,7 +102,7 @@ class ReplayStream(IterableDataset[Batch]):
         if renderer.targets is not None:
             info = renderer.targets.info
             self._format = TargetFormat(info.encoding, info.num_classes)
-        self.batches_per_epoch = self._order(0).num_batches
+        self.batches_per_epoch = self._order(0).num_batches // options.views_per_load
         if self.batches_per_epoch == 0:
             raise UsageError(
                 f"batch size {options.batch_size}: an epoch has {int(extent.usable.sum())} usable "
@@ -114,7 +127,10 @@ class ReplayStream(IterableDataset[Batch]):
         return self._format is None or classes == self._format.num_classes
 
     def view(self, epoch: int) -> int:
-        """Return the view that an epoch hands over."""
+        """Return the view that an epoch hands over, or where an epoch of this number begins.
+
+        With several views a load, each of as many epochs hands over some of all their views.
+        """
         view = self.options.first_view + epoch
         return view if self.num_views is None else view % self.num_views
 
@@ -153,21 +169,33 @@ class ReplayStream(IterableDataset[Batch]):
             "batch size": o.batch_size,
             "rank": o.rank,
             "world": o.world,
+            "views per load": o.views_per_load,
         }
 
-    def _order(self, epoch: int) -> EpochOrder:
+    def _order(self, load: int) -> EpochOrder:
         o = self.options
         if not o.shuffle:
             return sequential_order(self._extent, batch_size=o.batch_size)
         return shuffled_order(
             self._extent,
             seed=o.seed,
-            epoch=epoch,
+            epoch=load,
             rank=o.rank,
             world=o.world,
             batch_size=o.batch_size,
             window=o.window,
+            views=o.views_per_load,
         )
+
+    def _views(self, load: int) -> tuple[int, ...]:
+        """Return the views of a load: one for each of its epochs."""
+        count = self.options.views_per_load
+        return tuple(self.view(epoch) for epoch in range(load * count, (load + 1) * count))
+
+    def _place(self) -> tuple[int, int]:
+        """Return the load that the state is in, and the batches of it handed over."""
+        load, epoch = divmod(self._epoch, self.options.views_per_load)
+        return load, epoch * self.batches_per_epoch + self._batch
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -175,42 +203,59 @@ class ReplayStream(IterableDataset[Batch]):
                 "this stream runs its own workers: iterate it directly, or give DataLoader "
                 "num_workers=0, and set StreamOptions.num_workers"
             )
-        first, skip = self._epoch, self._batch
-        loaded = iter(self._load(_Requests(self, first, skip)))
-        for epoch in range(first, self.options.num_epochs):
-            order = self._order(epoch)
-            start = skip if epoch == first else 0
-            cutter = _Cutter(order, self.options.batch_size, start=start, loaded=loaded)
+        first, skip = self._place()
+        shares = can_share() or not self.options.num_workers
+        ring = Ring(self._ring_shape()) if shares else None
+        loaded = iter(self._loader(_Requests(self, first, skip, ring), ring))
+        for load in range(first, self.options.num_epochs // self.options.views_per_load):
+            order = self._order(load)
+            start = skip if load == first else 0
+            cutter = Cutter(order, self.options.batch_size, start=start, loaded=loaded, ring=ring)
             for number in range(start, order.num_batches):
-                batch = self._finish(cutter.cut(number), order, epoch=epoch, number=number)
-                done = number + 1 == order.num_batches
-                self._epoch, self._batch = (epoch + 1, 0) if done else (epoch, number + 1)
+                batch = self._finish(cutter.cut(number), order, load=load, number=number)
+                done = load * order.num_batches + number + 1
+                self._epoch, self._batch = divmod(done, self.batches_per_epoch)
                 yield batch
 
-    def _load(self, requests: "_Requests") -> DataLoader[StreamedBlock | KdcacheError]:
+    @property
+    def memory_bytes(self) -> int:
+        """Return the most memory that rendered blocks take, of this process and its workers."""
+        return math.prod(self._ring_shape())
+
+    def _ring_shape(self) -> tuple[int, ...]:
+        """Return slots for all blocks held (window, batch, on the way), and a slot's shape."""
+        o, recipe = self.options, self.recipe
+        held = (o.window if o.shuffle else 0) + -(-o.batch_size // recipe.block) + 1
+        slots = held + max(PREFETCH * o.num_workers, 1)
+        return slots, o.views_per_load, recipe.block, recipe.size, recipe.size, 3
+
+    def _loader(
+        self, requests: "_Requests", ring: Ring | None
+    ) -> DataLoader[StreamedBlock | KdcacheError]:
         workers = self.options.num_workers
         return DataLoader(
-            self._renderer,
+            replace(self._renderer, ring=ring),
             batch_size=None,
             sampler=requests,
             num_workers=workers,
             collate_fn=_keep,
             generator=torch.Generator(),  # else it draws from the trainer's random numbers
             prefetch_factor=PREFETCH if workers else None,
+            multiprocessing_context="fork" if workers and ring else None,
         )
 
-    def requests(self, epoch: int, start: int) -> Iterator[Request]:
-        """Yield the blocks that an epoch's batches from `start` on need, in the order of use."""
-        order, share = self._order(epoch), self.options.witness_share
-        for position in _positions(order, self.options.batch_size, start):
+    def requests(self, load: int, start: int) -> Iterator[Request]:
+        """Yield the blocks that a load's batches from `start` on need, in the order of use."""
+        order, share, views = self._order(load), self.options.witness_share, self._views(load)
+        for position in order.positions(start * self.options.batch_size):
             block = order.blocks[position]
             name = np.array([block.tar << 32 | block.start], np.uint64)
-            drawn = uniforms(self.options.seed, name, view=epoch, count=1, stream=Stream.WITNESS)
+            drawn = uniforms(self.options.seed, name, view=load, count=1, stream=Stream.WITNESS)
             prove = block.start == 0 or bool(drawn[0, 0] < share)
-            yield Request(block, self.view(epoch), prove)
+            yield Request(block, views, prove)
 
     def _finish(
-        self, arrays: dict[str, Any], order: EpochOrder, *, epoch: int, number: int
+        self, arrays: dict[str, Any], order: EpochOrder, *, load: int, number: int
     ) -> Batch:
         size = self.options.batch_size
         slots = slice(number * size, (number + 1) * size)
@@ -219,7 +264,7 @@ class ReplayStream(IterableDataset[Batch]):
             **arrays,
             tars=torch.from_numpy(blocks_N3[:, 0]),
             rows=torch.from_numpy(blocks_N3[:, 1] + order.row_M[slots]),
-            views=torch.full((len(blocks_N3),), self.view(epoch)),
+            views=torch.from_numpy(np.array(self._views(load))[order.view_M[slots]]),
             format=self._format,
         )
 
@@ -228,67 +273,16 @@ def _keep(block: Any) -> Any:
     return block
 
 
-def _positions(order: EpochOrder, batch_size: int, start: int) -> NDArray[np.intp]:
-    return np.unique(order.block_M[start * batch_size :])
-
-
 class _Requests(Sampler[Request]):
-    """All requests from one batch of one epoch to the end."""
+    """All requests from one batch of one load to the end, each with a slot if one is free."""
 
-    def __init__(self, stream: ReplayStream, epoch: int, batch: int) -> None:
-        self._stream, self._epoch, self._batch = stream, epoch, batch
+    def __init__(self, stream: ReplayStream, load: int, batch: int, ring: Ring | None) -> None:
+        self._stream, self._load, self._batch, self._ring = stream, load, batch, ring
 
     def __iter__(self) -> Iterator[Request]:
-        for epoch in range(self._epoch, self._stream.options.num_epochs):
-            start = self._batch if epoch == self._epoch else 0
-            yield from self._stream.requests(epoch, start)
-
-
-class _Cutter:
-    """Cuts the batches of an epoch out of loaded blocks, which it drops once they are used up."""
-
-    def __init__(
-        self,
-        order: EpochOrder,
-        batch_size: int,
-        *,
-        start: int,
-        loaded: Iterator[StreamedBlock | KdcacheError],
-    ) -> None:
-        self._order, self._size, self._loaded = order, batch_size, loaded
-        self._coming = iter(_positions(order, batch_size, start).tolist())
-        self._left = np.bincount(order.block_M[start * batch_size :], minlength=len(order.blocks))
-        self._blocks: dict[int, StreamedBlock] = {}
-
-    def cut(self, number: int) -> dict[str, Any]:
-        slots = slice(number * self._size, (number + 1) * self._size)
-        block_N, row_N = self._order.block_M[slots], self._order.row_M[slots]
-        parts = []
-        for position in np.unique(block_N).tolist():
-            while position not in self._blocks:
-                block = self._next()
-                if isinstance(block, KdcacheError):
-                    try:
-                        raise block
-                    finally:
-                        # An error that this frame holds holds this frame: only the garbage
-                        # collector would end the workers then, in 5 seconds each.
-                        del block
-                self._blocks[next(self._coming)] = block
-            places = np.flatnonzero(block_N == position)
-            parts.append((self._blocks[position], row_N[places], places))
-            self._left[position] -= len(places)
-            if self._left[position] == 0:
-                del self._blocks[position]
-        return gather(parts, len(block_N))
-
-    def _next(self) -> StreamedBlock | KdcacheError:
-        try:
-            return next(self._loaded)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UsageError(
-                "a process that renders views died, perhaps for lack of memory; use fewer workers "
-                "or a smaller window, and go on from the last checkpoint"
-            ) from error
+        options = self._stream.options
+        for load in range(self._load, options.num_epochs // options.views_per_load):
+            start = self._batch if load == self._load else 0
+            for request in self._stream.requests(load, start):
+                slot = None if self._ring is None else self._ring.take()
+                yield request._replace(slot=slot)

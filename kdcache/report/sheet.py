@@ -11,7 +11,6 @@ from PIL import Image
 
 from kdcache.cache.store import Cache, Tile
 from kdcache.data.blocks import BlockSource
-from kdcache.recipe.plan import FULL_WEIGHT
 
 TOP = 3
 
@@ -48,7 +47,7 @@ def contact_sheet(
             params = rendered.params[0]
             for row in wanted:
                 inside = row - block.start
-                share = int(params.weights_N[inside]) / FULL_WEIGHT
+                share = float(params.shares(source.recipe.size)[inside])
                 partner = block.start + int(params.partners_N[inside])
                 mixed = f", mixed with {1 - share:.0%} of row {partner}" if share < 1 else ""
                 picture = png_address(rendered.pixels_GNHW3[0][inside])

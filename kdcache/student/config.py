@@ -15,9 +15,10 @@ class TrainConfig(BaseModel):
 
     student: spec of the network. init: seed of its fresh weights. learn: from the cached targets of
     replayed views, from one fixed target per image, or from labels. temperature: of the KL.
-    warmup: share of the steps. clip: greatest norm of the gradient. eval_every, save_every: epochs;
-    the last epoch is always measured and saved. mean, std: of the pixels in 0 to 1; None takes
-    those of the cache's teacher, or ImageNet's without a cache.
+    views_per_load: views made of an image at each reading, a divisor of the epochs. warmup: share
+    of the steps. clip: greatest norm of the gradient. eval_every, save_every: epochs; the last
+    epoch is always measured and saved. mean, std: of the pixels in 0 to 1; None takes those of the
+    cache's teacher, or ImageNet's without a cache.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,6 +36,7 @@ class TrainConfig(BaseModel):
     num_workers: Annotated[int, Field(ge=0)] = 0
     window: Annotated[int, Field(ge=1)] = 16
     first_view: Annotated[int, Field(ge=0)] = 0
+    views_per_load: Annotated[int, Field(ge=1)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     mean: Triple | None = None
     std: Triple | None = None

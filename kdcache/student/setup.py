@@ -102,6 +102,7 @@ def _stream(
         window=config.window,
         num_workers=config.num_workers,
         first_view=config.first_view,
+        views_per_load=config.views_per_load,
     )
     if config.learn == "labels":
         if recipe is None or cache is not None:

@@ -50,6 +50,7 @@ class Filled:
             span,
             arrays,
             witness=witness,
+            layers={},
             fidelity=NO_ROWS,
             versions={"kdcache": "0"},
             started=time.monotonic(),

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from kdcache.cache.manifest import (
 from kdcache.cache.objects import Folder
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
+from kdcache.identity import digest
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
 
 FIDELITY = Fidelity(40, 0.1 + 0.2, 39, (1e-30, 0.5, 1e300), (1.0, 2.0, 3.0))
@@ -35,6 +36,7 @@ COMMIT = Commit(
     rows=10,
     unusable=(3, 9),
     objects={"values/c/2/1/0/0": {"size_bytes": 77, "sha256": "ab" * 32}},
+    layers={"draw": "0f" * 8},
     fidelity=FIDELITY,
     versions={"torch": "2", "device": "é"},
     seconds={"wall": 1.25},
@@ -52,6 +54,7 @@ commits = st.builds(
     objects=st.dictionaries(
         st.text(), st.fixed_dictionaries({"size_bytes": numbers, "sha256": st.text()})
     ),
+    layers=st.dictionaries(st.text(), st.text()),
     fidelity=st.builds(
         Fidelity,
         numbers,
@@ -108,6 +111,27 @@ def test_a_record_with_any_bit_flipped_is_refused(record: tuple[Path, bytes]) ->
     ]
     refused = sum(_is_refused(path, other) for other in flipped)
     assert refused > 0.98 * len(data), "only a capital in an exponent or escape means the same"
+
+
+def _write_without(folder: Folder, name: str) -> None:
+    """Write a record that lacks a field, as one of another version may, its digest right."""
+    write_commit(folder, COMMIT)
+    body = json.loads(folder.read(SPAN.commit_name))
+    del body[name], body["digest"]
+    text = json.dumps({**body, "digest": digest(body)})
+    (folder.path / SPAN.commit_name).write_text(text)
+
+
+def test_a_record_of_the_first_caches_has_no_layers(folder: Folder) -> None:
+    _write_without(folder, "layers")
+    assert read_commit(folder, SPAN) == replace(COMMIT, layers={})
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Commit) if f.name != "layers"])
+def test_a_record_that_lacks_a_field_is_refused(folder: Folder, name: str) -> None:
+    _write_without(folder, name)
+    with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: fields are missing; delete it"):
+        read_commit(folder, SPAN)
 
 
 @settings(max_examples=200, deadline=None)

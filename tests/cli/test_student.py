@@ -58,7 +58,10 @@ def test_training_prints_the_reuse_the_epochs_and_the_result(
     outcome = train("--cache", complete, "--epochs", "6")
     assert outcome.code == 0
     lines = outcome.stdout.splitlines()
-    assert lines[0] == "6 epochs of 24 samples on cpu; 4 stored views, each used 1.5 times"
+    assert lines[0] == (
+        "6 epochs of 24 samples on cpu; 4 stored views, each used 1.5 times; "
+        "at most 0 MiB of rendered blocks"
+    )
     assert [line.split(":")[0] for line in lines[1:7]] == [f"epoch {n}/6" for n in range(1, 7)]
     assert all(": loss " in line and "images_per_s" in line for line in lines[1:7])
     assert lines[7] == f"student  {tmp_path / 'run' / 'student.safetensors'}"
@@ -86,7 +89,7 @@ def test_the_other_ways_of_learning_take_fresh_views(
     outcome = train(*options, "--json")
     assert outcome.code == 0
     assert outcome.value["reuse"] is None
-    assert "2 epochs of 24 samples on cpu; fresh views\n" in outcome.stderr
+    assert "2 epochs of 24 samples on cpu; fresh views; at most 0 MiB" in outcome.stderr
 
 
 def test_every_option_reaches_the_settings(train: Train, tmp_path: Path, complete: Path) -> None:

@@ -395,6 +395,17 @@ def test_close_images_take_one_read_and_distant_ones_one_each(
     assert reads[1:] == [2000] * 4
 
 
+def test_large_images_take_one_read_each_in_any_order(tmp_path: Path) -> None:
+    sizes = (20_000, 1, 70_000, 16_384, 16_383)
+    members = [(f"{i}.jpg", bytes([i]) * size) for i, size in enumerate(sizes)]
+    path = write_tar(tmp_path / "a.tar", members)
+    found = list(scan_tar(path))
+    for rows in ((0, 1, 2, 3, 4), (4, 2, 0), (2,)):
+        chosen = [found[row] for row in rows]
+        images = read_images(path, offsets(chosen), **arrays(chosen))
+        assert images == [members[row][1] for row in rows]
+
+
 def test_a_missing_tar_is_to_be_restored(small: Path) -> None:
     found = list(scan_tar(small))
     small.unlink()

@@ -1,6 +1,5 @@
 """Claims about rendering: a view is fixed by its name, whoever renders it and with what else."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from kdcache.errors import DataError, UsageError
-from kdcache.pixels.decode import SCALES, Header, decode_image, read_header
-from kdcache.pixels.render import (
-    RenderedBlock,
-    crop_scaled,
-    jpeg_scale,
-    render_block,
-    render_image,
-    resize_pillow,
-    resize_torch,
+from kdcache.pixels.decode import (
+    SCALES,
+    Decoded,
+    Header,
+    Window,
+    decode_image,
+    decode_pillow,
+    read_header,
 )
+from kdcache.pixels.render import RenderedBlock, jpeg_scale, render_block, scaled_window
+from kdcache.pixels.resize import resize_pillow, resize_torch
 from kdcache.pixels.witness import witness
+from kdcache.recipe.parts import Decode
 from kdcache.recipe.plan import FULL_WEIGHT, plan_block
-from kdcache.recipe.schema import Decode, Recipe, parse_recipe
+from kdcache.recipe.schema import Recipe, parse_recipe
 from tests import photos
 from tests.photos import Pixels, encoded, pattern_png, smooth_photo
 
@@ -95,6 +96,13 @@ def conformance_files() -> dict[str, bytes]:
     }
 
 
+def cut(decoded: Decoded, window: Window) -> Pixels:
+    """Return the pixels of a window from what was decoded around it."""
+    pixels, x, y = decoded
+    left, top, right, bottom = window
+    return np.ascontiguousarray(pixels[top - y : bottom - y, left - x : right - x])
+
+
 SIZES = (1, 2, 3, 5, 8, 13, 32)
 BOXES_A_SIZE = 20
 
@@ -114,18 +122,15 @@ def test_backends_agree_on_random_boxes(kind: str) -> None:
         wide_tall = np.maximum((corners[:, 0] * spans).astype(np.int64), 1)
         left_top = (rng.random((BOXES_A_SIZE, 2)) * (spans - wide_tall + 1)).astype(np.int64)
         boxes = np.concatenate((left_top, wide_tall), axis=1)
-        scales |= {jpeg_scale(w, h, least=least * size) for w, h in wide_tall.tolist()}
-        fast, reference = (np.zeros((BOXES_A_SIZE, size, size, 3), np.uint8) for _ in range(2))
-        for clean, out in ((True, fast), (False, reference)):
-            render_image(
-                data,
-                replace(header, clean=clean),
-                recipe=recipe(size=size, decode={"guard": least}),
-                boxes_G4=boxes,
-                flips_G=rng.random(BOXES_A_SIZE) < 0,
-                out_GHW3=out,
-            )
-        assert np.array_equal(fast, reference)
+        for box in boxes.tolist():
+            scale = jpeg_scale(*box[2:], least=least * size)
+            window = scaled_window(box, scale=scale, size=(header.width, header.height))
+            fast = decode_image(data, header, scale=scale, window=window)
+            reference = Decoded(decode_pillow(data, header, scale=scale), 0, 0)
+            by_fast, by_reference = (cut(decoded, window) for decoded in (fast, reference))
+            assert np.array_equal(by_fast, by_reference)
+            assert np.array_equal(resize_torch(by_fast, size), resize_torch(by_reference, size))
+            scales.add(scale)
     assert min(header.width, header.height) < 100 or scales == set(SCALES)
 
 
@@ -149,14 +154,11 @@ def test_the_box_is_snapped_to_the_nearest_multiples_within_the_image(
 ) -> None:
     (width, height), box = drawn
     scale = jpeg_scale(box[2], box[3], least=guard * size)
-    shape = -(-height // scale), -(-width // scale)
-    x, y = (
-        crop_scaled(np.broadcast_to(places, shape), box, scale=scale, size=(width, height))
-        for places in (np.arange(shape[1]), np.arange(shape[0])[:, None])
-    )
-    assert x.size > 0
-    low = np.array((x[0, 0], y[0, 0])) * scale
-    high = np.array((x[-1, -1] + 1, y[-1, -1] + 1)) * scale
+    window = scaled_window(box, scale=scale, size=(width, height))
+    assert window.right > window.left
+    assert window.bottom > window.top
+    low = np.array((window.left, window.top)) * scale
+    high = np.array((window.right, window.bottom)) * scale
     if scale == 1:
         assert (*low, *(high - low)) == box
     for axis, whole in enumerate((width, height)):
@@ -185,7 +187,7 @@ def psnr(a: Pixels, b: Pixels) -> float:
 def scaled_against_full(data: bytes, *, size: int, num_boxes: int) -> list[float]:
     """Return the PSNR of scaled decodes against full ones, of random boxes with guard 1.25."""
     header = read_header(data, Decode())
-    full = decode_image(data, header)
+    full = decode_image(data, header).pixels
     whole, least = (header.width, header.height), 1.25 * size
     sources = {scale: decode_image(data, header, scale=scale) for scale in SCALES}
     rng, found = np.random.default_rng(size), []
@@ -194,7 +196,8 @@ def scaled_against_full(data: bytes, *, size: int, num_boxes: int) -> list[float
         left, top = int(rng.integers(whole[0] - wide + 1)), int(rng.integers(whole[1] - tall + 1))
         n = jpeg_scale(wide, tall, least=least)
         assert n > 1
-        part = crop_scaled(sources[n], (left, top, wide, tall), scale=n, size=whole)
+        window = scaled_window((left, top, wide, tall), scale=n, size=whole)
+        part = cut(sources[n], window)
         x, y = (left + n // 2) // n * n, (top + n // 2) // n * n
         snapped = full[y : y + part.shape[0] * n, x : x + part.shape[1] * n]
         found.append(psnr(resize_torch(part, size), resize_torch(snapped, size)))
@@ -307,8 +310,8 @@ recipes = st.builds(
     recipe,
     crop=laws,
     size=st.integers(1, 10),
-    mix=st.sampled_from((None, MIX)),
-    flip=st.sampled_from((None, {"horizontal": 0.5})),
+    mix=st.sampled_from((None, MIX, {"law": "cutmix"}, {"law": "switch"})),
+    flip=st.sampled_from((None, {"horizontal": 0.5}, {"horizontal": 0.5, "vertical": 0.5})),
     resize=st.sampled_from(("torch", "pillow")),
     seed=st.integers(0, 2**63 - 1),
 )
@@ -353,18 +356,23 @@ def test_a_view_is_its_plan_carried_out_step_by_step(chosen: Recipe, view: int) 
     plan = plan_block(chosen, uids(3), view=view, sizes_N2=sizes)
     resize = {"torch": resize_torch, "pillow": resize_pillow}[chosen.resize]
     parts = []
-    for source, (left, top, wide, tall), flip in zip(
-        sources, plan.boxes_N4.tolist(), plan.flips_N, strict=True
+    for source, (left, top, wide, tall), (mirrored, upside_down) in zip(
+        sources, plan.boxes_N4.tolist(), plan.flips_N2, strict=True
     ):
         part = resize(source[top : top + tall, left : left + wide], chosen.size)
-        parts.append(part[:, ::-1] if flip else part)
+        part = part[:, ::-1] if mirrored else part
+        parts.append(part[::-1] if upside_down else part)
     own = np.stack(parts).astype(np.int64)
     weights = plan.weights_N.astype(np.int64)[:, None, None, None]
     expected = (weights * own + (256 - weights) * own[plan.partners_N] + 128) >> 8
+    for row, (left, top, wide, tall) in enumerate(plan.cuts_N4.tolist()):
+        cut_out = np.s_[top : top + tall, left : left + wide]
+        expected[row][cut_out] = own[plan.partners_N[row]][cut_out]
     found = render(chosen, list(images), [view])
     assert np.array_equal(found.pixels_GNHW3[0], expected)
     assert np.array_equal(found.params[0].boxes_N4, plan.boxes_N4)
     assert np.array_equal(found.params[0].weights_N, plan.weights_N)
+    assert np.array_equal(found.params[0].cuts_N4, plan.cuts_N4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -374,7 +382,7 @@ def test_applied_orientation_renders_as_the_image_turned_by_pillow(
 ) -> None:
     image = smooth_photo(50, 35)
     data = encoded(image, kind, exif=photos.exif(orientation))
-    pixels = Image.fromarray(decode_image(data, read_header(data, Decode())))
+    pixels = Image.fromarray(decode_image(data, read_header(data, Decode())).pixels)
     pixels.getexif()[photos.ORIENTATION] = orientation
     turned = encoded(ImageOps.exif_transpose(pixels), "PNG")
     # A guard of 16 keeps upright JPEGs, too, at full scale as PNG is.
@@ -413,6 +421,7 @@ def test_bad_rows_are_zero_and_their_neighbours_unmixed_whether_known_or_found(
     assert np.array_equal(found.pixels_GNHW3, known.pixels_GNHW3)
     assert found.witnesses() == known.witnesses()
     assert np.array_equal(found.params[0].weights_N, known.params[0].weights_N)
+    assert np.array_equal(found.params[0].cuts_N4, known.params[0].cuts_N4)
     assert np.array_equal(found.params[0].partners_N, known.params[0].partners_N)
     assert (
         found.usable_N.tolist() == known.usable_N.tolist() == [row not in bad for row in range(6)]
@@ -428,12 +437,15 @@ def test_bad_rows_are_zero_and_their_neighbours_unmixed_whether_known_or_found(
         if row in bad:
             assert not pixels.any()
             assert found.params[0].weights_N[row] == FULL_WEIGHT
+            assert found.params[0].shares(chosen.size)[row] == 1
         elif whole.params[0].partners_N[row] in bad:
             assert np.array_equal(pixels, unmixed.pixels_GNHW3[0, row])
             assert found.params[0].weights_N[row] == FULL_WEIGHT
+            assert found.params[0].shares(chosen.size)[row] == 1
         else:
             assert np.array_equal(pixels, whole.pixels_GNHW3[0, row])
             assert found.params[0].weights_N[row] == whole.params[0].weights_N[row]
+            assert np.array_equal(found.params[0].cuts_N4[row], whole.params[0].cuts_N4[row])
 
 
 def test_a_bad_row_is_bad_in_every_view_and_named_with_its_reason() -> None:
@@ -448,10 +460,10 @@ def test_a_bad_row_is_bad_in_every_view_and_named_with_its_reason() -> None:
 def test_pixels_of_earlier_views_are_taken_back_when_a_later_view_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails_whole(data: bytes, header: Header, *, scale: int) -> Pixels:
+    def fails_whole(data: bytes, header: Header, *, scale: int, window: Window | None) -> Decoded:
         if scale == 1:
             raise DataError("cannot be decoded: on purpose")
-        return decode_image(data, header, scale=scale)
+        return decode_image(data, header, scale=scale, window=window)
 
     chosen = recipe(size=40, seed=1)
     whole = render(chosen, IMAGES[:1], list(range(8)))

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdcache.recipe.draws import Stream, permutation, philox, raw_words, uniforms
+from kdcache.recipe.draws import (
+    Stream,
+    permutation,
+    permutations,
+    philox,
+    raw_words,
+    uniforms,
+)
 
 MAX = 2**64 - 1
 words = st.integers(0, MAX) | st.sampled_from((0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, MAX))
@@ -127,6 +134,35 @@ def test_asking_for_more_numbers_keeps_the_first(
 
 
 @settings(deadline=None)
+@given(
+    seed=words,
+    uids=lists_of_uids,
+    view=words,
+    skipped=st.integers(0, 9),
+    count=st.integers(1, 50),
+    stream=streams,
+)
+def test_numbers_can_be_drawn_from_any_fourth_word_on(
+    seed: int, uids: list[int], view: int, skipped: int, count: int, stream: Stream
+) -> None:
+    first = 4 * skipped
+    options = {"view": view, "stream": stream}
+    whole = uniforms(seed, u64(*uids), count=first + count, **options)
+    later = uniforms(seed, u64(*uids), first=first, count=count, **options)
+    assert later.tolist() == whole[:, first:].tolist()
+    words = raw_words(seed, u64(*uids), count=first + count, **options)
+    assert raw_words(seed, u64(*uids), first=first, count=count, **options).tolist() == (
+        words[:, first:].tolist()
+    )
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 13])
+def test_other_words_to_draw_from_are_refused(first: int) -> None:
+    with pytest.raises(ValueError, match=f"first is {first}, expected a multiple of 4"):
+        raw_words(0, u64(1), view=0, count=4, first=first)
+
+
+@settings(deadline=None)
 @given(seed=words, uids=lists_of_uids, view=words, count=st.integers(1, 40))
 def test_uniforms_are_the_words_upper_53_bits_below_one(
     seed: int, uids: list[int], view: int, count: int
@@ -169,6 +205,18 @@ def test_a_permutation_holds_every_row_once_in_the_order_of_its_words(
     found = permutation(seed, uid, view=view, count=count, stream=stream)
     drawn = numpy_words(seed, uid, view=view, count=count, stream=stream)
     assert found.tolist() == sorted(range(count), key=lambda row: (drawn[row], row))
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=words, uids=lists_of_uids, view=words, count=st.integers(1, 40), stream=streams)
+def test_permutations_drawn_together_are_those_drawn_alone(
+    seed: int, uids: list[int], view: int, count: int, stream: Stream
+) -> None:
+    found = permutations(seed, u64(*uids), view=view, count=count, stream=stream)
+    assert found.shape == (len(uids), count)
+    for uid, order in zip(uids, found.tolist(), strict=True):
+        alone = permutation(seed, uid, view=view, count=count, stream=stream)
+        assert order == alone.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])

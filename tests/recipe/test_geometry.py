@@ -1,6 +1,7 @@
 """Claims about crop boxes: torchvision's law, inside every image, the same bits everywhere."""
 
 import hashlib
+import math
 from decimal import Context, Decimal
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from kdcache.recipe.draws import uniforms
 from kdcache.recipe.geometry import NUM_TRIES, crop_boxes, ratio_table
-from kdcache.recipe.schema import CentreCrop, FullCrop, InceptionCrop, MildCrop
+from kdcache.recipe.parts import CentreCrop, Crop, FullCrop, InceptionCrop, MildCrop
 
 NUM_DRAWS = 20_000
 LEAST_P = 0.001
@@ -32,6 +33,26 @@ default = InceptionCrop(law="inception")
 Boxes = NDArray[np.int64]
 
 
+def boxes_of(
+    crop: Crop,
+    sizes_N2: NDArray[np.int64],
+    *,
+    size: int,
+    tries_NT2: NDArray[np.float64],
+    position_N2: NDArray[np.float64],
+    num_first: int = 4,
+) -> Boxes:
+    """Return the boxes, given all tries; those after the first few only when asked for."""
+    return crop_boxes(
+        crop,
+        sizes_N2,
+        size=size,
+        position_N2=position_N2,
+        tries_NT2=tries_NT2[:, :num_first],
+        later=lambda rows: tries_NT2[rows, num_first:],
+    )
+
+
 def tries_and_position(uids: NDArray[np.uint64]) -> tuple[NDArray[Any], NDArray[Any]]:
     drawn = uniforms(0, uids, view=0, count=2 * NUM_TRIES + 2)
     return drawn[:, 2:].reshape(len(uids), NUM_TRIES, 2), drawn[:, :2]
@@ -41,7 +62,7 @@ def our_boxes(size: tuple[int, int], *, area: tuple[float, float]) -> Boxes:
     tries, position = tries_and_position(np.arange(NUM_DRAWS, dtype=np.uint64))
     crop = InceptionCrop(law="inception", area=area, ratio=RATIO)
     sizes = np.tile(np.array([size], np.int64), (NUM_DRAWS, 1))
-    return crop_boxes(crop, sizes, size=224, tries_NT2=tries, position_N2=position)
+    return boxes_of(crop, sizes, size=224, tries_NT2=tries, position_N2=position)
 
 
 def torchvision_boxes(
@@ -116,7 +137,7 @@ def test_when_no_try_fits_the_box_is_torchvisions_central_one(
     theirs = torchvision_boxes(size, area=(0.5, 1.0), ratio=ratio, count=1)
     crop = InceptionCrop(law="inception", area=(0.5, 1.0), ratio=ratio)
     tries, position = tries_and_position(np.array([1], np.uint64))
-    ours = crop_boxes(crop, np.array([size]), size=8, tries_NT2=tries, position_N2=position)
+    ours = boxes_of(crop, np.array([size]), size=8, tries_NT2=tries, position_N2=position)
     assert ours.tolist() == theirs.tolist()
 
 
@@ -134,7 +155,7 @@ def test_boxes_lie_inside_any_image(
     tries: list[tuple[float, float]],
     position: tuple[float, float],
 ) -> None:
-    box = crop_boxes(
+    box = boxes_of(
         crop,
         np.array([size]),
         size=224,
@@ -169,7 +190,7 @@ def test_square_boxes_lie_inside_any_image_and_centre_is_central(
 ) -> None:
     name = "mild" if law is MildCrop else "centre"
     crop = law.model_validate({"law": name, "resize": view + more})
-    box = crop_boxes(
+    box = boxes_of(
         crop,
         np.array([size]),
         size=view,
@@ -192,7 +213,7 @@ def test_mild_positions_are_uniform_to_both_edges() -> None:
     count = 11 * 500
     steps = np.tile(((np.arange(count) + 0.5) / count)[:, None], 2)
     sizes = np.tile(np.array([[18, 10]]), (count, 1))
-    boxes = crop_boxes(crop, sizes, size=8, tries_NT2=np.zeros((count, 10, 2)), position_N2=steps)
+    boxes = boxes_of(crop, sizes, size=8, tries_NT2=np.zeros((count, 10, 2)), position_N2=steps)
     assert np.bincount(boxes[:, 0]).tolist() == [500] * 11  # 18 - 8 and the zero
     assert set(boxes[:, 1].tolist()) == {0, 1, 2}
 
@@ -207,10 +228,64 @@ def test_the_first_try_that_fits_is_taken(good: int, data: st.DataObject) -> Non
     tries[0, good + 1 :, 0] = [
         data.draw(st.sampled_from((0.01, ALMOST_ONE))) for _ in range(NUM_TRIES - good - 1)
     ]
-    box = crop_boxes(
+    box = boxes_of(
         crop, np.array([[100, 50]]), size=8, tries_NT2=tries, position_N2=np.zeros((1, 2))
     )
     assert box.tolist() == [[0, 0, 22, 22]]  # the root of 500 is 22.4
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    crop=inception,
+    rows=st.lists(
+        st.tuples(
+            st.tuples(sides, sides),
+            st.lists(st.tuples(numbers, numbers), min_size=NUM_TRIES, max_size=NUM_TRIES),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    num_first=st.integers(2, NUM_TRIES - 1),
+)
+def test_later_tries_are_asked_for_where_none_of_the_first_fits_and_nowhere_else(
+    crop: InceptionCrop,
+    rows: list[tuple[tuple[int, int], list[tuple[float, float]]]],
+    num_first: int,
+) -> None:
+    sizes, tries = np.array([size for size, _ in rows]), np.array([drawn for _, drawn in rows])
+    asked: list[int] = []
+
+    def later(needed: NDArray[np.intp]) -> NDArray[np.float64]:
+        asked.extend(needed.tolist())
+        return np.asarray(tries[needed, num_first:])
+
+    boxes = crop_boxes(
+        crop,
+        sizes,
+        size=8,
+        position_N2=np.zeros((len(rows), 2)),
+        tries_NT2=tries[:, :num_first],
+        later=later,
+    )
+    fits = [_fits(crop, size, drawn) for size, drawn in rows]
+    assert asked == [row for row, fit in enumerate(fits) if not any(fit[:num_first])]
+    for (size, drawn), fit, box in zip(rows, fits, boxes.tolist(), strict=True):
+        if any(fit):
+            assert box == [0, 0, *_sides(crop, size, *drawn[fit.index(True)])]
+
+
+def _sides(crop: InceptionCrop, size: tuple[int, int], u: float, v: float) -> tuple[int, int]:
+    """Return the width and height of a try, one number after the other."""
+    area = size[0] * size[1] * (crop.area[0] + (crop.area[1] - crop.area[0]) * u)
+    ratio = float(ratio_table(*crop.ratio)[int(v * 4096)])
+    return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+
+
+def _fits(
+    crop: InceptionCrop, size: tuple[int, int], tries: list[tuple[float, float]]
+) -> list[bool]:
+    sides_of_tries = [_sides(crop, size, u, v) for u, v in tries]
+    return [0 < w <= size[0] and 0 < h <= size[1] for w, h in sides_of_tries]
 
 
 @pytest.mark.parametrize("bounds", [RATIO, (0.01, 100.0), (0.5, 1.0), (1.0, 1.0)])
@@ -250,10 +325,10 @@ def test_the_default_ratios_never_change_by_a_bit() -> None:
 def test_a_box_does_not_depend_on_the_other_rows(count: int) -> None:
     tries, position = tries_and_position(np.arange(40, dtype=np.uint64))
     sizes = np.array([[3 + 17 * i % 90, 2 + 31 * i % 70] for i in range(40)])
-    whole = crop_boxes(default, sizes, size=8, tries_NT2=tries, position_N2=position)
+    whole = boxes_of(default, sizes, size=8, tries_NT2=tries, position_N2=position)
     for start in range(0, 40, count):
         part = slice(start, start + count)
-        boxes = crop_boxes(
+        boxes = boxes_of(
             default, sizes[part], size=8, tries_NT2=tries[part], position_N2=position[part]
         )
         assert boxes.tolist() == whole[part].tolist()

@@ -36,6 +36,11 @@ def recipe(**changes: Any) -> Recipe:
     return parse_recipe({k: v for k, v in fields.items() if v is not None}, source="test")
 
 
+def partners_of(seed: int, uids_N: NDArray[np.uint64], *, view: int) -> NDArray[np.intp]:
+    """Return the partners in one block of all rows."""
+    return mixing_partners(seed, uids_N, view=view, block=len(uids_N))
+
+
 def sizes_of(uids: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return an image size for each uid, fixed by it."""
     return (uids[:, None] % u64([97, 89])).astype(np.int64) + 1
@@ -45,7 +50,7 @@ def sizes_of(uids: NDArray[np.uint64]) -> NDArray[np.int64]:
 @given(seed=seeds, uids=blocks, view=names)
 @example(seed=0, uids=[MAX, 0], view=MAX)
 def test_partners_are_one_cycle_through_the_block(seed: int, uids: list[int], view: int) -> None:
-    partners = mixing_partners(seed, u64(uids), view=view).tolist()
+    partners = partners_of(seed, u64(uids), view=view).tolist()
     walk = [0]
     while (following := partners[walk[-1]]) != 0:
         assert following not in walk
@@ -72,21 +77,21 @@ def test_partners_depend_on_seed_uids_and_view_only(
     )
     assert plain.partners_N.tolist() == other.partners_N.tolist()
     assert plain.weights_N.tolist() == other.weights_N.tolist()
-    assert plain.partners_N.tolist() == mixing_partners(seed, rows, view=view).tolist()
+    assert plain.partners_N.tolist() == partners_of(seed, rows, view=view).tolist()
 
 
 def test_seed_view_and_first_uid_each_change_the_partners() -> None:
-    base = mixing_partners(1, u64(list(range(64))), view=2).tolist()
-    assert mixing_partners(2, u64(list(range(64))), view=2).tolist() != base
-    assert mixing_partners(1, u64(list(range(64))), view=3).tolist() != base
-    assert mixing_partners(1, u64([64, *range(1, 64)]), view=2).tolist() != base
+    base = partners_of(1, u64(list(range(64))), view=2).tolist()
+    assert partners_of(2, u64(list(range(64))), view=2).tolist() != base
+    assert partners_of(1, u64(list(range(64))), view=3).tolist() != base
+    assert partners_of(1, u64([64, *range(1, 64)]), view=2).tolist() != base
 
 
 def test_every_partner_is_equally_likely() -> None:
     rows, num_views = u64([9, 4, 7, 1, 8, 3]), 3_000
     counts = np.zeros((6, 6), np.int64)
     for view in range(num_views):
-        counts[np.arange(6), mixing_partners(0, rows, view=view)] += 1
+        counts[np.arange(6), partners_of(0, rows, view=view)] += 1
     assert (np.diag(counts) == 0).all()
     others = counts[~np.eye(6, dtype=bool)].reshape(6, 5)
     for row in others:
@@ -105,7 +110,7 @@ def test_a_rows_box_flip_and_weight_do_not_depend_on_its_block(
     part = plan_block(recipe(), u64(chosen), view=view, sizes_N2=sizes_of(u64(chosen)))
     rows = np.searchsorted(everyone, u64(chosen))
     assert part.boxes_N4.tolist() == whole.boxes_N4[rows].tolist()
-    assert part.flips_N.tolist() == whole.flips_N[rows].tolist()
+    assert part.flips_N2.tolist() == whole.flips_N2[rows].tolist()
     assert part.weights_N.tolist() == whole.weights_N[rows].tolist()
 
 
@@ -118,7 +123,7 @@ def test_each_step_takes_its_own_words() -> None:
         if "crop" not in off:
             assert less.boxes_N4.tolist() == full.boxes_N4.tolist()
         if "flip" not in off:
-            assert less.flips_N.tolist() == full.flips_N.tolist()
+            assert less.flips_N2.tolist() == full.flips_N2.tolist()
         if "mix" not in off:
             assert less.weights_N.tolist() == full.weights_N.tolist()
             assert less.partners_N.tolist() == full.partners_N.tolist()
@@ -129,7 +134,7 @@ def test_flip_and_weight_come_from_words_four_and_five() -> None:
     words = raw_words(5, rows, view=7, count=6).tolist()
     plan = plan_block(recipe(), rows, view=7, sizes_N2=sizes_of(rows))
     for row, drawn in enumerate(words):
-        assert plan.flips_N[row] == (drawn[4] < 2**63)
+        assert plan.flips_N2[row, 0] == (drawn[4] < 2**63)
         assert plan.weights_N[row] == (drawn[5] >> 11) * 257 >> 53
 
 
@@ -143,22 +148,35 @@ def test_weights_are_uniform_over_0_to_256() -> None:
     assert stats.chisquare(counts).pvalue > LEAST_P
 
 
+@pytest.mark.parametrize("axis", ["horizontal", "vertical"])
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.9, 1.0])
-def test_flips_happen_at_the_stated_rate(rate: float) -> None:
+def test_flips_happen_at_the_stated_rate(rate: float, axis: str) -> None:
     rows = u64(list(range(20_000)))
-    steps = recipe(flip={"horizontal": rate}, crop={"law": "full"})
-    flips = plan_block(steps, rows, view=1, sizes_N2=sizes_of(rows)).flips_N
+    steps = recipe(flip={axis: rate}, crop={"law": "full"})
+    both = plan_block(steps, rows, view=1, sizes_N2=sizes_of(rows)).flips_N2
+    flips, others = both[:, :: 1 if axis == "horizontal" else -1].T
     assert stats.binomtest(int(flips.sum()), len(rows), rate).pvalue > LEAST_P
     if rate == 1.0:
         assert flips.all()
+    assert not others.any()
+
+
+def test_the_two_flips_are_independent() -> None:
+    rows = u64(list(range(20_000)))
+    steps = recipe(flip={"horizontal": 0.5, "vertical": 0.5}, crop={"law": "full"})
+    flips = plan_block(steps, rows, view=1, sizes_N2=sizes_of(rows)).flips_N2
+    counts = np.bincount(flips @ np.array([1, 2]), minlength=4)
+    assert stats.chisquare(counts).pvalue > LEAST_P
 
 
 @settings(deadline=None, max_examples=30)
-@given(uid=names, view=names)
-def test_a_block_of_one_mixes_with_nobody(uid: int, view: int) -> None:
-    plan = plan_block(recipe(), u64([uid]), view=view, sizes_N2=np.array([[30, 20]]))
+@given(uid=names, view=names, law=st.sampled_from(("mixup", "cutmix", "switch")))
+def test_a_block_of_one_mixes_with_nobody(uid: int, view: int, law: str) -> None:
+    chosen = recipe(mix={"law": law})
+    plan = plan_block(chosen, u64([uid]), view=view, sizes_N2=np.array([[30, 20]]))
     assert plan.partners_N.tolist() == [0]
     assert plan.weights_N.tolist() == [FULL_WEIGHT]
+    assert not plan.cuts_N4.any()
 
 
 def test_without_mix_and_flip_nothing_is_mixed_or_flipped() -> None:
@@ -166,7 +184,8 @@ def test_without_mix_and_flip_nothing_is_mixed_or_flipped() -> None:
     plan = plan_block(recipe(mix=None, flip=None), rows, view=0, sizes_N2=sizes_of(rows))
     assert plan.partners_N.tolist() == list(range(100))
     assert (plan.weights_N == FULL_WEIGHT).all()
-    assert not plan.flips_N.any()
+    assert not plan.cuts_N4.any()
+    assert not plan.flips_N2.any()
 
 
 @settings(deadline=None)
@@ -190,6 +209,7 @@ def test_the_parameters_of_a_view_never_change() -> None:
         [0, 478, 33, 44],
         [8, 8, 44, 41],
     ]
-    assert plan.flips_N.tolist() == [False, True, False, True, False]
+    assert plan.flips_N2[:, 0].tolist() == [False, True, False, True, False]
+    assert not plan.flips_N2[:, 1].any()
     assert plan.partners_N.tolist() == [2, 0, 3, 4, 1]
     assert plan.weights_N.tolist() == [230, 239, 217, 172, 158]

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdcache import __version__
+from kdcache.cache import layers as layers_module
 from kdcache.cache.layout import Span
 from kdcache.cache.store import Cache, open_cache
-from kdcache.data.blocks import BlockSource
+from kdcache.data.blocks import BlockSource, dataset_source
 from kdcache.data.dataset import Dataset
 from kdcache.data.index import build_index, find_tars
 from kdcache.errors import (
@@ -23,13 +26,18 @@ from kdcache.errors import (
     MismatchError,
     UsageError,
 )
+from kdcache.pixels import render as render_module
+from kdcache.pixels.decode import Decoded
 from kdcache.pixels.render import RenderedBlock
-from kdcache.pixels.witness import pixel_versions
+from kdcache.pixels.witness import Layer, pixel_versions
 from kdcache.precompute import span as span_module
 from kdcache.precompute.engines import run_inline
+from kdcache.replay.blocks import Request
 from kdcache.replay.open import fixed_stream, label_stream, replay_stream
+from kdcache.replay.order import Block
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from tests import tiny
+from tests.pixels.altering import alter
 from tests.replay.streaming import digests, names
 
 RECIPE = tiny.make_recipe()
@@ -120,11 +128,15 @@ class OtherLibrary(BlockSource):
     """A source that renders one channel of one pixel of some blocks off by one."""
 
     first_row: int = 0
+    views: tuple[int, ...] = (0, 1, 2, 3)
 
-    def render(self, tar: int, rows: slice, **options: Any) -> RenderedBlock:
-        block = super().render(tar, rows, **options)
+    def render(
+        self, tar: int, rows: slice, *, views: Sequence[int], **options: Any
+    ) -> RenderedBlock:
+        block = super().render(tar, rows, views=views, **options)
         if rows.start == self.first_row:
-            block.pixels_GNHW3[:, 0, 5, 5, 1] ^= 1
+            wrong = [view in self.views for view in views]
+            block.pixels_GNHW3[wrong, 0, 5, 5, 1] ^= 1
         return block
 
 
@@ -135,31 +147,135 @@ def _made_elsewhere(path: Path, dataset: Dataset, first_row: int) -> Cache:
     return job.cache
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_pixels_of_another_library_stop_naming_versions(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
-) -> None:
-    with monkeypatch.context() as there:
-        theirs = {**pixel_versions(), "torch": "0.1", "pillow": "0.2"}
-        there.setattr(span_module, "pixel_versions", lambda: theirs)
-        cache = _made_elsewhere(tmp_path / "c", dataset, 0)
-    ours = pixel_versions()
+def refusal(stream: ReplayStream) -> str:
+    """Return the message with which a stream stops."""
     try:
-        list(replay(cache, dataset, num_workers=num_workers, witness_share=0.0))
-        message = "nothing was raised"
+        list(stream)
     except MismatchError as error:  # not kept: it would keep the workers
-        message = str(error)
-    assert f"torch 0.1 there, {ours['torch']} here" in message
-    assert f"pillow 0.2 there, {ours['pillow']} here" in message
-    assert "numpy" not in message
+        return str(error)
+    pytest.fail("other pixels went unnoticed")
+
+
+STEPS = tiny.make_recipe(
+    flip={"horizontal": 0.5, "vertical": 0.5},
+    solarize={"probability": 1.0, "threshold": 0},
+    mix={"law": "switch"},
+)
+RESTS_ON = {
+    Layer.DRAW: ("numpy",),
+    Layer.DECODE: ("simplejpeg", "pillow"),
+    Layer.RESIZE: ("torch",),
+    Layer.STEPS: ("numpy",),
+    Layer.MIX: ("numpy",),
+}
+
+
+def _made_altered(
+    path: Path, dataset: Dataset, layer: Layer, versions: dict[str, str] | None = None
+) -> Cache:
+    """Return a cache whose pixels were made with one layer altered, by other versions."""
+    theirs = {**pixel_versions(), **(versions or {})}
+    with pytest.MonkeyPatch.context() as there:
+        alter(there, layer)
+        there.setattr(span_module, "pixel_versions", lambda: theirs)
+        return tiny.precompute(path, dataset, STEPS)
+
+
+@pytest.mark.parametrize("layer", Layer)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pixels_of_another_library_stop_naming_the_layer_and_its_versions(
+    dataset: Dataset, tmp_path: Path, num_workers: int, layer: Layer
+) -> None:
+    ours = pixel_versions()
+    theirs = {name: f"0.{number}" for number, name in enumerate(ours)}
+    cache = _made_altered(tmp_path / "c", dataset, layer, theirs)
+    message = refusal(replay(cache, dataset, num_workers=num_workers, witness_share=0.0))
     assert "rows 0 to 3: the pixels made here differ" in message
-    assert "precompute a new cache" in message
+    assert f"the first layer that differs is {layer} (" in message
+    assert not any(f"is {other} (" in message for other in Layer if other != layer)
+    for name in ours:
+        stated = f"{name} {theirs[name]} there, {ours[name]} here" in message
+        assert stated == (name in RESTS_ON[layer])
+    assert f"kdcache {__version__} there and here" in message
+    assert message.endswith("install the versions of the cache, or precompute a new cache")
 
 
-def test_equal_versions_are_said_to_be_equal(dataset: Dataset, tmp_path: Path) -> None:
-    cache = _made_elsewhere(tmp_path / "c", dataset, 0)
-    with pytest.raises(MismatchError, match="libraries: the same versions"):
-        list(replay(cache, dataset))
+@pytest.mark.parametrize("layer", Layer)
+def test_equal_versions_are_said_to_be_equal(
+    dataset: Dataset, tmp_path: Path, layer: Layer
+) -> None:
+    cache = _made_altered(tmp_path / "c", dataset, layer)
+    message = refusal(replay(cache, dataset))
+    equal = "; ".join(f"{name} {pixel_versions()[name]} there and here" for name in RESTS_ON[layer])
+    assert f"differs is {layer} ({equal}; kdcache {__version__} there and here)" in message
+    assert message.endswith(
+        "another build or processor makes other pixels; precompute a new cache here"
+    )
+
+
+def test_another_kdcache_is_named(
+    cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers_module, "__version__", "9.9")
+    alter(monkeypatch, Layer.RESIZE)
+    message = refusal(replay(cache, dataset))
+    assert f"is resize (torch {pixel_versions()['torch']} there and here; kdcache" in message
+    assert f"kdcache {__version__} there, 9.9 here): install the versions of the cache" in message
+
+
+def test_the_resize_of_the_recipe_is_named(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny.make_recipe(resize="pillow")
+    cache = tiny.precompute(tmp_path / "c", dataset, recipe)
+    alter(monkeypatch, Layer.RESIZE)
+    message = refusal(replay(cache, dataset))
+    assert f"differs is resize (pillow {pixel_versions()['pillow']} there and here;" in message
+
+
+def test_the_first_of_several_layers_that_differ_is_named(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tiny.precompute(tmp_path / "c", dataset, STEPS)
+    for layer in reversed(Layer):
+        alter(monkeypatch, layer)
+        assert f"the first layer that differs is {layer} (" in refusal(replay(cache, dataset))
+
+
+def test_a_difference_in_another_view_than_the_kept_one_names_all_versions(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Spans of two views: the layers of views 0 and 2 are kept, views 1 and 3 are wrong."""
+    job = tiny.make_job(tmp_path / "c", dataset, RECIPE)
+    fields = {name: getattr(job.source, name) for name in BlockSource.__dataclass_fields__}
+    run_inline(replace(job, source=OtherLibrary(**fields, views=(1, 3))))
+    assert len(names(replay(job.cache, dataset))) == 24
+    message = refusal(replay(job.cache, dataset, first_view=3))
+    assert "view 3, rows 0 to 3: the pixels made here differ" in message
+    assert "no layer differs in view 2 of this tar, the one whose layers are kept (" in message
+    for name, version in pixel_versions().items():
+        assert f"{name} {version} there and here" in message
+
+
+def test_an_image_that_is_refused_here_but_was_not_there_is_the_decoders_fault(
+    cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its row would be missing from the draws, too, which come first."""
+    alter(monkeypatch, Layer.DECODE)
+    other, source = render_module.decode_image, dataset_source(dataset, RECIPE)
+    refused = [source.read(tar, slice(3, 4))[0] for tar in range(3)]
+
+    def decoded(data: bytes, *args: Any, **options: Any) -> Decoded:
+        if data in refused:
+            raise DataError("cannot be decoded")
+        return other(data, *args, **options)
+
+    monkeypatch.setattr(render_module, "decode_image", decoded)
+    renderer = replay(cache, dataset)._renderer
+    for block in (Block(0, 4, 8), Block(1, 4, 8)):  # not those that hold these images
+        error = renderer[Request(block, (0,), prove=True)]
+        assert isinstance(error, MismatchError)
+        assert "the first layer that differs is decode (simplejpeg" in str(error)
 
 
 def test_the_share_of_proven_blocks_decides_what_is_found(dataset: Dataset, tmp_path: Path) -> None:

@@ -40,7 +40,11 @@ def test_a_picture_is_its_pixels(height: int, width: int, seed: int) -> None:
     assert np.array_equal(_pixels(png_address(pixels)), pixels)
 
 
-def test_the_pictures_are_those_that_the_student_sees(cache: Cache, dataset: Dataset) -> None:
+@pytest.mark.parametrize("law", ["mixup", "cutmix", "switch"])
+def test_the_pictures_are_those_that_the_student_sees(
+    tmp_path: Path, dataset: Dataset, law: str
+) -> None:
+    cache = tiny.precompute(tmp_path / "c", dataset, tiny.make_recipe(mix={"law": law}))
     rows, views = [0, 3, 4, 9], [0, 2, 3]
     sheet = _sheet(cache, dataset, 1, rows, views)
     assert [len(cards) for cards in sheet] == [3, 3, 3, 3]
@@ -57,6 +61,7 @@ def test_the_pictures_are_those_that_the_student_sees(cache: Cache, dataset: Dat
             assert card.caption.startswith(f"row {row}, view {view}")
             mixed = f", mixed with {1 - weight:.0%} of row " if weight < 1 else ""
             assert card.caption[len(f"row {row}, view {view}") :].startswith(mixed)
+    assert any("mixed with" in card.caption for cards in sheet for card in cards)
 
 
 @pytest.mark.parametrize("encoding", ["topk:3", "topk:2", "dense:f2"])

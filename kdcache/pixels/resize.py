@@ -1,0 +1,31 @@
+"""Crops to views: resizes in uint8 whose bytes are the same on every machine.
+
+Both are bilinear with antialiasing, and differ from each other by one level, rarely by two.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+
+def resize_torch(pixels: Pixels, size: int) -> Pixels:
+    """Return pixels as (size, size, 3) by torch's bilinear antialiased resize in uint8."""
+    # The batch's axis comes first: added after permuting, torch takes this for channels first, and
+    # moves every pixel twice.
+    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    resized = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()
+
+
+def resize_pillow(pixels: Pixels, size: int) -> Pixels:
+    """Return pixels as (size, size, 3) by two one-dimensional Pillow resizes, horizontal first."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    wide = image.resize((size, image.height), Image.Resampling.BILINEAR)
+    return np.array(wide.resize((size, size), Image.Resampling.BILINEAR))
+
+
+RESIZE = {"torch": resize_torch, "pillow": resize_pillow}

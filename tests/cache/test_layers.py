@@ -1,0 +1,96 @@
+"""Claims about the digests that a span keeps of its layers, and about what they explain."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kdcache.cache.layers import explain_difference
+from kdcache.cache.manifest import write_commit
+from kdcache.cache.objects import Folder
+from kdcache.cache.store import Cache, open_cache
+from kdcache.data.blocks import dataset_source
+from kdcache.data.dataset import Dataset
+from kdcache.pixels.witness import PIXEL_LIBRARIES, Layer, LayerDigests
+from tests import tiny
+from tests.pixels.altering import alter
+
+
+def made_here(cache: Cache, dataset: Dataset, tar: int, view: int) -> dict[str, str]:
+    """Return the digests of a tar's layers in one view, rendered without the cache."""
+    layers, source = LayerDigests(), dataset_source(dataset, cache.info.recipe)
+    for rows in source.blocks(tar):
+        source.render(tar, rows, views=[view], layers=layers)
+    return layers.values()
+
+
+@pytest.mark.parametrize(("span_views", "batch_size"), [(1, 3), (2, 100), (4, 1)])
+def test_a_span_keeps_the_digests_of_its_first_view(
+    tmp_path: Path, dataset: Dataset, span_views: int, batch_size: int
+) -> None:
+    """Whatever its length, and however many images the teacher takes at once."""
+    recipe = tiny.make_recipe(augment={"law": "trivial"}, mix={"law": "switch"})
+    options = {"span_views": span_views, "batch_size": batch_size}
+    cache = open_cache(tiny.precompute(tmp_path / "c", dataset, recipe, **options).path)
+    kept = [cache.commit(span).layers for span in cache.grid.spans()]
+    assert len(kept) == 3 * 4 // span_views
+    assert all(set(layers) == {"draw", "decode", "resize", "steps"} for layers in kept)
+    for span in cache.grid.spans():
+        view = cache.grid.views(span)[0]
+        assert cache.commit(span).layers == made_here(cache, dataset, span.tar, view)
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """12 images in two tars; rows 2, 3 and 11 are no images, row 7 is cut off."""
+    root = tmp_path_factory.mktemp("spoiled")
+    files = sorted(tiny.write_images(root / "images", 12, sides=(60, 90)).rglob("*.*"))
+    for row in (2, 3, 11):
+        files[row].write_bytes(b"no image")
+    files[7].write_bytes(files[7].read_bytes()[:900])
+    return tiny.pack_images(root / "images", root / "data", rows_per_tar=6)
+
+
+@pytest.mark.parametrize("law", ["mixup", "cutmix", None])
+def test_where_nothing_differs_no_layer_is_blamed_rows_without_targets_or_not(
+    tmp_path: Path, spoiled: Dataset, law: str | None
+) -> None:
+    recipe = tiny.make_recipe(mix=law and {"law": law})
+    cache = tiny.precompute(tmp_path / "c", spoiled, recipe, skip_bad=True)
+    assert cache.totals().unusable == {0: (2, 3), 1: (1, 5)}
+    source = dataset_source(spoiled, recipe)
+    for span in cache.grid.spans():
+        first = cache.grid.views(span)[0]
+        found = explain_difference(cache, source, span)
+        assert found.startswith(f"no layer differs in view {first} of this tar, the one whose")
+        assert all(f"{name} " in found for name in (*PIXEL_LIBRARIES, "kdcache"))
+        assert found.endswith("other pixels; precompute a new cache here")
+
+
+@pytest.mark.parametrize("layer", set(Layer) - {Layer.STEPS})
+def test_the_altered_layer_is_blamed_rows_without_targets_or_not(
+    tmp_path: Path, spoiled: Dataset, monkeypatch: pytest.MonkeyPatch, layer: Layer
+) -> None:
+    cache = tiny.precompute(tmp_path / "c", spoiled, tiny.make_recipe(), skip_bad=True)
+    source = dataset_source(spoiled, cache.info.recipe)
+    alter(monkeypatch, layer)
+    for span in cache.grid.spans():
+        found = explain_difference(cache, source, span)
+        assert found.startswith(f"the first layer that differs is {layer} (")
+
+
+def test_a_span_of_the_first_caches_names_all_versions(
+    cache: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps no digests, so that no layer can be blamed."""
+    span = next(iter(cache.grid.spans()))
+    older = replace(cache.commit(span), layers={}, versions={"numpy": "1.0", "torch": "2.0"})
+    (cache.path / span.commit_name).unlink()
+    write_commit(Folder(cache.path), older)
+    alter(monkeypatch, Layer.RESIZE)
+    source = dataset_source(dataset, cache.info.recipe)
+    found = explain_difference(open_cache(cache.path), source, span)
+    assert found.startswith("the cache does not tell in which layer (numpy 1.0 there, ")
+    assert "torch 2.0 there, " in found
+    assert "pillow unknown there, " in found
+    assert found.endswith("install the versions of the cache, or precompute a new cache")

@@ -1,0 +1,154 @@
+"""Claims about the ring: memory used again, shared without a name, never two blocks in one slot."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcache.cache.store import Cache, open_cache
+from kdcache.data.dataset import Dataset
+from kdcache.replay import stream as stream_module
+from kdcache.replay.open import replay_stream
+from kdcache.replay.ring import Ring
+from kdcache.replay.stream import ReplayStream, StreamOptions
+from tests.replay.streaming import digests
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def read_only(complete: Path) -> Cache:
+    return open_cache(complete)
+
+
+def replay(cache: Cache, dataset: Dataset, **options: Any) -> ReplayStream:
+    options = {"batch_size": 5, "num_epochs": 4, "window": 2} | options
+    return replay_stream(cache, dataset, StreamOptions(**options))
+
+
+def test_a_freed_slot_is_taken_again_before_a_fresh_one() -> None:
+    ring = Ring((3, 2, 2))
+    assert [ring.take(), ring.take()] == [0, 1]
+    ring.free(0)
+    assert [ring.take(), ring.take(), ring.take()] == [0, 2, None]
+
+
+def test_a_child_process_writes_what_its_parent_reads() -> None:
+    ring = Ring((2, 3))
+    child = os.fork()
+    if child == 0:
+        ring[1][:] = 7
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert ring[1].tolist() == [7, 7, 7]
+    assert ring[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_blocks_without_a_slot_travel_otherwise(
+    read_only: Cache,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    num_slots: int,
+    num_workers: int,
+) -> None:
+    expected = digests(replay(read_only, dataset))
+    shape = ReplayStream._ring_shape
+    monkeypatch.setattr(ReplayStream, "_ring_shape", lambda self: (num_slots, *shape(self)[1:]))
+    assert digests(replay(read_only, dataset, num_workers=num_workers)) == expected
+
+
+def test_slots_suffice_for_any_window_and_batch(
+    read_only: Cache, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = []
+
+    class Watched(Ring):
+        def take(self) -> int | None:
+            slot = super().take()
+            short.append(slot is None)
+            return slot
+
+    monkeypatch.setattr(stream_module, "Ring", Watched)
+    for window in (0, 1, 3, 16):
+        for batch_size in (1, 5, 24):
+            for views in (1, 4):
+                list(
+                    replay(
+                        read_only,
+                        dataset,
+                        window=window,
+                        batch_size=batch_size,
+                        views_per_load=views,
+                    )
+                )
+    list(replay(read_only, dataset, shuffle=False, batch_size=7))
+    assert len(short) > 100
+    assert not any(short)
+
+
+def test_a_batch_stays_as_it_is_while_slots_are_used_again(
+    read_only: Cache, dataset: Dataset
+) -> None:
+    batches = list(replay(read_only, dataset))  # all kept
+    assert [d for b in batches for d in digests([b])] == [
+        d for b in replay(read_only, dataset) for d in digests([b])
+    ]
+    first = batches[0].pixels.numpy()
+    assert not any(np.shares_memory(first, other.pixels.numpy()) for other in batches[1:])
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from kdcache.cache.store import open_cache
+from kdcache.data.document import load_dataset
+from kdcache.replay.open import replay_stream
+from kdcache.replay.stream import StreamOptions
+
+cache, data = map(Path, sys.argv[1:])
+options = StreamOptions(batch_size=5, num_epochs=10_000, num_workers=2)
+for number, batch in enumerate(replay_stream(open_cache(cache), load_dataset(data), options)):
+    if number == 3:
+        print("streaming", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts /dev/shm")
+def test_a_killed_run_leaves_no_shared_memory_and_no_process(
+    dataset: Dataset, complete: Path
+) -> None:
+    before = set(os.listdir("/dev/shm"))
+    run = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(complete), str(dataset.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "streaming\n"
+    workers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(workers) == 2
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(_alive(int(worker)) for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.2)
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
