@@ -51,8 +51,10 @@ def _first_fit(crop: InceptionCrop, sizes_N2: I64, tries_NT2: F64) -> tuple[I64,
     table, (low, high) = ratio_table(*crop.ratio), crop.area
     area_NT = (sizes_N2[:, 0] * sizes_N2[:, 1])[:, None] * (low + (high - low) * tries_NT2[..., 0])
     ratio_NT = table[(tries_NT2[..., 1] * len(table)).astype(np.int64)]
-    sides_NT2 = np.sqrt(np.stack((area_NT * ratio_NT, area_NT / ratio_NT), axis=-1))
-    sides_NT2 = np.rint(sides_NT2, out=sides_NT2).astype(np.int64)
+    real_NT2 = np.empty(tries_NT2.shape)
+    np.multiply(area_NT, ratio_NT, out=real_NT2[..., 0])
+    np.divide(area_NT, ratio_NT, out=real_NT2[..., 1])
+    sides_NT2 = np.rint(np.sqrt(real_NT2, out=real_NT2), out=real_NT2).astype(np.int64)
     inside_NT2 = (sides_NT2 > 0) & (sides_NT2 <= sizes_N2[:, None])
     fits_NT = inside_NT2[..., 0] & inside_NT2[..., 1]
     if tries_NT2.shape[1] == 1:

@@ -26,7 +26,7 @@ from kdcache.recipe.parts import Cutmix, Mixup, Switch
 from kdcache.recipe.schema import Recipe
 
 FULL_WEIGHT = 256
-_BASE_WORDS = 12  # all that most views need: the first four tries fail once in ten thousand
+_BASE_WORDS = 16  # all that most views need: the first six tries fail once in ten thousand
 _FIRST_TRIES = [0, 1, *range(6, _BASE_WORDS)]
 _TRY_WORDS = 24
 

@@ -5,8 +5,12 @@ the order of samples does not depend on the number of workers. Workers run ahead
 """
 
 import math
+import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_
 from kdcache.replay.ring import Ring, can_share
 
 PREFETCH = 4
+PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,7 @@ class ReplayStream(IterableDataset[Batch]):
             generator=torch.Generator(),  # else it draws from the trainer's random numbers
             prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers and ring else None,
+            worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
         )
 
     def requests(self, load: int, start: int) -> Iterator[Request]:
@@ -271,6 +277,22 @@ class ReplayStream(IterableDataset[Batch]):
 
 def _keep(block: Any) -> Any:
     return block
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """End this worker process soon after its parent, however the parent ended.
+
+    torch's own watch does not see to it where the pipe to the parent is full: a forked worker holds
+    its other end too, and waits for ever.
+    """
+    del worker
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Requests(Sampler[Request]):

@@ -182,6 +182,29 @@ def test_each_word_decides_what_the_layout_says_and_nothing_else(
     assert NUM_WORDS == 89
 
 
+@pytest.mark.parametrize("law", ["mixup", "cutmix", "switch"])
+@pytest.mark.parametrize("size", [1, 2, 4096])
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_all_tables_together_at_certainty_are_the_references(
+    num_rows: int, size: int, law: str
+) -> None:
+    sure = {
+        name: {**part, "probability": 1.0} if "probability" in part else part
+        for name, part in FULL.items()
+        if isinstance(part, dict)
+    }
+    flip = {"horizontal": 1.0, "vertical": 1.0}
+    table = {**FULL, **sure, "size": size, "flip": flip, "mix": {"law": law}}
+    chosen, uids = recipe_of(table), [MAX, 0][:num_rows]
+    sizes = [[1, 1], [5000, 1]][:num_rows]
+    found = plan_block(chosen, u64(uids), view=MAX, sizes_N2=np.array(sizes))
+    rows, partners = reference.plan(chosen, uids, view=MAX, sizes=sizes)
+    assert reference.as_rows(found) == rows
+    assert found.partners_N.tolist() == partners
+    assert found.flips_N2.all()
+    assert all(len(row.steps) >= 10 for row in rows)
+
+
 # --- tables and each other ---------------------------------------------------------------------
 
 

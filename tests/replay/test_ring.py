@@ -147,6 +147,39 @@ def test_a_killed_run_leaves_no_shared_memory_and_no_process(
     assert set(os.listdir("/dev/shm")) <= before
 
 
+STUCK = """
+import os
+from kdcache.replay.stream import _end_with
+
+parent = os.getpid()
+child = os.fork()
+if child == 0:
+    _end_with(parent, 0)
+    waited, held = os.pipe()
+    os.read(waited, 1)  # for ever, since this process holds the other end itself
+else:
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_worker_stuck_at_a_full_pipe_ends_with_its_parent() -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", STUCK], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    time.sleep(2.5)
+    assert _alive(child), "a worker should stay while its parent lives"
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 30
+    while _alive(child):
+        assert time.monotonic() < deadline, "the worker outlives its parent"
+        time.sleep(0.2)
+
+
 def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
