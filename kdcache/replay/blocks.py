@@ -110,7 +110,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             out_GNHW3=out[first:stop],
         )
         if rendered.problems:
-            row, problem = next(iter(rendered.problems.items()))
+            row, problem = min(rendered.problems.items())
             raise DataError(f"{self.source.where(block.tar, block.start + row)}: {problem}")
         if request.prove and self.targets is not None and not self.fixed:
             for view, witness in zip(views, rendered.witnesses().tolist(), strict=True):

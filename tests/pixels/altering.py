@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kdcache.pixels import mix as mix_module
 from kdcache.pixels import render, selftest
 from kdcache.pixels.decode import Decoded
 from kdcache.pixels.resize import RESIZE
@@ -63,11 +64,11 @@ def alter(patch: pytest.MonkeyPatch, layer: Layer) -> None:
         for module in (render, selftest):
             patch.setattr(module, "apply_steps", _after(module.apply_steps))
     else:
-        plain = render.mix
+        plain = mix_module.mix_row
 
-        def mixed(*args: Any, out_NHW3: Array, **options: Any) -> None:
-            plain(*args, out_NHW3=out_NHW3, **options)
-            out_NHW3[:] = one_off(out_NHW3)
+        def mixed(*args: Any, out: Array, **options: Any) -> None:
+            plain(*args, out=out, **options)
+            out[:] = one_off(out)
 
-        for module in (render, selftest):
-            patch.setattr(module, "mix", mixed)
+        for module in (render, mix_module):
+            patch.setattr(module, "mix_row", mixed)
