@@ -17,7 +17,7 @@ from kdcache.data.blocks import BlockSource
 from kdcache.errors import DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
-from kdcache.replay.ring import Ring
+from kdcache.replay.ring import Pool, Ring
 
 TILES_KEPT = 32
 
@@ -165,11 +165,11 @@ class Part(NamedTuple):
     places: NDArray[np.intp]
 
 
-def gather(parts: Sequence[Part], count: int) -> dict[str, Any]:
-    """Return the arrays of a batch of `count` views."""
+def gather(parts: Sequence[Part], count: int, pool: Pool) -> dict[str, Any]:
+    """Return the arrays of a batch of `count` views; the pool's are its pixels."""
     first = parts[0].block
     assert first.pixels is not None
-    pixels = np.empty((count, *first.pixels.shape[2:]), np.uint8)
+    pixels = pool.take((count, *first.pixels.shape[2:]))
     arrays = {
         name: np.empty(count, getattr(first, name).dtype)
         for name in ("labels", "partner_labels", "weights")

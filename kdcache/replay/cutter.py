@@ -9,7 +9,7 @@ import numpy as np
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.replay.blocks import Part, StreamedBlock, gather
 from kdcache.replay.order import EpochOrder
-from kdcache.replay.ring import Ring
+from kdcache.replay.ring import Pool, Ring
 
 
 class Cutter:
@@ -23,8 +23,10 @@ class Cutter:
         start: int,
         loaded: Iterator[StreamedBlock | KdcacheError],
         ring: Ring | None,
+        pool: Pool,
     ) -> None:
-        self._order, self._size, self._loaded, self._ring = order, batch_size, loaded, ring
+        self._order, self._size, self._loaded = order, batch_size, loaded
+        self._ring, self._pool = ring, pool
         self._coming = iter(order.positions(start * batch_size).tolist())
         self._left = np.bincount(order.block_M[start * batch_size :], minlength=len(order.blocks))
         self._blocks: dict[int, StreamedBlock] = {}
@@ -41,7 +43,7 @@ class Cutter:
             places = np.flatnonzero(block_N == position)
             parts.append(Part(self._blocks[position], view_N[places], row_N[places], places))
             self._left[position] -= len(places)
-        arrays = gather(parts, len(block_N))
+        arrays = gather(parts, len(block_N), self._pool)
         for position in np.unique(block_N)[self._left[np.unique(block_N)] == 0].tolist():
             slot = self._blocks.pop(position).slot
             if self._ring is not None and slot is not None:

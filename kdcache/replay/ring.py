@@ -1,4 +1,4 @@
-"""Memory for rendered blocks, shared with worker processes and used again.
+"""Memory for rendered blocks, shared with worker processes, and for batches; all used again.
 
 Workers write pixels where the trainer reads them, so that no pixel is copied between processes and
 no fresh page is asked for. The memory is anonymous: it has no name, and the system takes it back
@@ -8,9 +8,12 @@ when the last process ends, however that ends.
 import math
 import mmap
 import sys
+import weakref
 
 import numpy as np
 from numpy.typing import NDArray
+
+MAX_POOLED = 4
 
 
 def can_share() -> bool:
@@ -41,3 +44,24 @@ class Ring:
         """Return the memory of a slot."""
         pixels: NDArray[np.uint8] = self._slots[slot]
         return pixels
+
+
+class Pool:
+    """Memory for batches, each piece given out again once nobody else holds any of it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[bytearray, weakref.ref[NDArray[np.uint8]]]] = []
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return an array of memory that no tensor or view refers to any more, if there is some."""
+        size = math.prod(shape)
+        free = (
+            n for n, (m, holder) in enumerate(self._pieces) if len(m) == size and holder() is None
+        )
+        place = next(free, len(self._pieces))
+        memory = self._pieces[place][0] if place < len(self._pieces) else bytearray(size)
+        # All views keep this very array, since what it lies in is no array: it dies with the last.
+        root = np.frombuffer(memory, np.uint8)
+        if place < MAX_POOLED:
+            self._pieces[place : place + 1] = [(memory, weakref.ref(root))]
+        return root.reshape(shape)

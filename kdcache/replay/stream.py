@@ -25,7 +25,7 @@ from kdcache.replay.batch import Batch, TargetFormat
 from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock
 from kdcache.replay.cutter import Cutter
 from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
-from kdcache.replay.ring import Ring, can_share
+from kdcache.replay.ring import Pool, Ring, can_share
 
 PREFETCH = 4
 PARENT_CHECK_S = 1.0
@@ -209,13 +209,14 @@ class ReplayStream(IterableDataset[Batch]):
                 "num_workers=0, and set StreamOptions.num_workers"
             )
         first, skip = self._place()
-        shares = can_share() or not self.options.num_workers
+        shares, pool = can_share() or not self.options.num_workers, Pool()
         ring = Ring(self._ring_shape()) if shares else None
         loaded = iter(self._loader(_Requests(self, first, skip, ring), ring))
         for load in range(first, self.options.num_epochs // self.options.views_per_load):
             order = self._order(load)
             start = skip if load == first else 0
-            cutter = Cutter(order, self.options.batch_size, start=start, loaded=loaded, ring=ring)
+            size = self.options.batch_size
+            cutter = Cutter(order, size, start=start, loaded=loaded, ring=ring, pool=pool)
             for number in range(start, order.num_batches):
                 batch = self._finish(cutter.cut(number), order, load=load, number=number)
                 done = load * order.num_batches + number + 1

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.replay import stream as stream_module
 from kdcache.replay.open import replay_stream
-from kdcache.replay.ring import Ring
+from kdcache.replay.ring import MAX_POOLED, Pool, Ring
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from tests.replay.streaming import digests
 
@@ -104,6 +105,25 @@ def test_a_batch_stays_as_it_is_while_slots_are_used_again(
     ]
     first = batches[0].pixels.numpy()
     assert not any(np.shares_memory(first, other.pixels.numpy()) for other in batches[1:])
+
+
+def test_a_batchs_memory_is_used_again_only_when_nobody_holds_any_of_it() -> None:
+    pool, shape = Pool(), (2, 3, 3, 3)
+
+    def tensor() -> torch.Tensor:
+        return torch.from_numpy(pool.take(shape)).permute(0, 3, 1, 2)
+
+    first = tensor()
+    address = first.data_ptr()
+    assert tensor().data_ptr() != address
+    part = first[1:, 0].numpy()  # a view of a view, in another library
+    del first
+    assert tensor().data_ptr() != address
+    del part
+    assert address in {held.data_ptr() for held in [tensor() for _ in range(MAX_POOLED)]}
+    held = [tensor() for _ in range(MAX_POOLED + 5)]
+    assert len({each.data_ptr() for each in held}) == len(held)
+    assert pool.take((1, 3, 3, 3)).shape == (1, 3, 3, 3)
 
 
 KILLED = """
