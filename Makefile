@@ -5,6 +5,7 @@ PYTHON ?= python3
 SEED ?= 0
 UV_VERSION := 0.13.9
 LOCK := locks/dev.txt
+PEERS_LOCK := locks/peers.txt
 UV := .uv/bin/uv
 BIN := .venv/bin
 export UV_SYSTEM_CERTS ?= 1
@@ -12,7 +13,8 @@ export UV_PYTHON_DOWNLOADS ?= never
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lock check format test demo demo-table pack precompute train verify inspect clean
+.PHONY: help setup lock lock-peers check format test demo demo-table pack precompute train verify \
+  inspect bench bench-pixels bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +49,11 @@ lock: $(UV_READY) ## resolve the newest versions into the lock file
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra demo --group dev --output-file $(LOCK) pyproject.toml
 
+lock-peers: $(UV_READY) ## resolve the loaders that bench-peers compares with
+	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --output-file $(PEERS_LOCK) $(PEERS_LOCK:.txt=.in)
+
 # --- development ---------------------------------------------------------------------------
 
 check: setup ## lint, format, types and import order; changes nothing
@@ -75,7 +82,7 @@ pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT
 	$(BIN)/kdcache pack "$(DATA)" "$(OUT)" $(ARGS)
 
 precompute: EXAMPLE = make precompute DATA=build/photos TEACHER=torchvision:resnet50 \
-  WEIGHTS=resnet50.pth RECIPE=pipelines/recipes/funmatch.toml VIEWS=16 CACHE=build/cache
+  WEIGHTS=resnet50.pth RECIPE=funmatch VIEWS=16 CACHE=build/cache
 precompute: need-DATA need-TEACHER need-RECIPE need-VIEWS need-CACHE setup ## store teacher targets; DATA TEACHER RECIPE VIEWS CACHE [WEIGHTS]
 	$(BIN)/kdcache precompute --data "$(DATA)" --teacher "$(TEACHER)" \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
@@ -97,6 +104,25 @@ inspect: need-CACHE setup ## say what a cache holds; CACHE
 
 need-%:
 	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }
+
+# --- benchmarks ----------------------------------------------------------------------------
+
+BENCH = OMP_NUM_THREADS=1 $(BIN)/python -m pipelines.bench
+PEERS := build/bench/peers
+
+bench: bench-pixels ## run all benchmarks that need nothing else installed
+
+bench-pixels: setup ## measure views, the student's stream and its memory; 8 minutes
+	$(BENCH).pixels $(ARGS)
+
+bench-peers: setup $(PEERS)/.synced ## measure our stream beside the loaders of others; 7 GB
+	$(BENCH).peers --python $(PEERS)/bin/python $(ARGS)
+
+$(PEERS)/.synced: $(PEERS_LOCK) $(UV_READY)
+	rm -rf $(PEERS)
+	$(UV) venv --python .uv/bin/python $(PEERS)
+	VIRTUAL_ENV=$(PEERS) $(UV) pip sync --require-hashes $(PEERS_LOCK)
+	@touch $@
 
 # --- cleaning ------------------------------------------------------------------------------
 
