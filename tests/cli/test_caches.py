@@ -171,8 +171,10 @@ def test_an_interrupted_job_says_what_it_keeps_and_goes_on(
 def test_a_recipe_with_unknown_fields_names_them_and_the_allowed(
     precompute: Precompute, recipe: Path
 ) -> None:
-    recipe.write_text(recipe.read_text().replace("[flip]", "[flip]\nvertical = 0.5"))
-    check_refusal(precompute(), 2, str(recipe), "flip.vertical: unknown field; allowed: horizontal")
+    recipe.write_text(recipe.read_text().replace("[flip]", "[flip]\ndiagonal = 0.5"))
+    check_refusal(
+        precompute(), 2, str(recipe), "flip.diagonal: unknown field; allowed: horizontal, vertical"
+    )
 
 
 def test_a_diverged_teacher_stops_before_anything_is_written(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdcache.errors import MismatchError
-from kdcache.pixels import selftest
+from kdcache.pixels import conformance, pillow, selftest
 from kdcache.pixels.render import render_block
 from kdcache.pixels.resize import RESIZE
 from kdcache.pixels.selftest import check_pixels, found_digest
@@ -17,7 +17,7 @@ from kdcache.recipe.schema import parse_recipe
 from tests.photos import pattern_png
 from tests.pixels.altering import alter, one_off
 
-# Decoding is proven backend by backend, and tested with the backends.
+# Decoding, proven in conformance.py, has a test of its own.
 LAYERS = (Layer.DRAW, Layer.RESIZE, Layer.STEPS, Layer.MIX)
 LIBRARY = {Layer.DRAW: "numpy", Layer.STEPS: "numpy", Layer.MIX: "numpy"}
 
@@ -53,6 +53,20 @@ def test_a_layer_one_level_off_is_named_with_its_library(
         caught.value
     )
     assert not any(f"layer {other}" in str(caught.value) for other in LAYERS if other != layer)
+
+
+def test_a_decoder_one_level_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's: other backends are left out instead, where they differ from it."""
+    plain = pillow.decode_pillow
+    monkeypatch.setattr(pillow, "decode_pillow", lambda *a, **o: one_off(plain(*a, **o)))
+    conformance.check_decode.cache_clear()
+    try:
+        with pytest.raises(
+            MismatchError, match=r"layer decode makes other pixels .* on pillow"
+        ):
+            _check_again("torch")
+    finally:
+        conformance.check_decode.cache_clear()
 
 
 def test_only_the_resize_of_the_recipe_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

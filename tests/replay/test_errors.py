@@ -242,6 +242,15 @@ def test_the_first_of_several_layers_that_differ_is_named(
         assert f"the first layer that differs is {layer} (" in refusal(replay(cache, dataset))
 
 
+@pytest.mark.parametrize("first_row", [0, 4])
+def test_one_block_mixed_otherwise_is_enough_to_blame_the_mixing(
+    dataset: Dataset, tmp_path: Path, first_row: int
+) -> None:
+    """Its pixels were changed after all that digests are kept of."""
+    cache = _made_elsewhere(tmp_path / "c", dataset, first_row)
+    assert "the first layer that differs is mix (numpy" in refusal(replay(cache, dataset))
+
+
 def test_a_difference_in_another_view_than_the_kept_one_names_all_versions(
     dataset: Dataset, tmp_path: Path
 ) -> None:
