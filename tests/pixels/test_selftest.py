@@ -61,9 +61,7 @@ def test_a_decoder_one_level_off_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pillow, "decode_pillow", lambda *a, **o: one_off(plain(*a, **o)))
     conformance.check_decode.cache_clear()
     try:
-        with pytest.raises(
-            MismatchError, match=r"layer decode makes other pixels .* on pillow"
-        ):
+        with pytest.raises(MismatchError, match=r"layer decode makes other pixels .* on pillow"):
             _check_again("torch")
     finally:
         conformance.check_decode.cache_clear()
