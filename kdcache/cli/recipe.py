@@ -50,6 +50,10 @@ def preview(
     from kdcache.recipe.schema import load_recipe
     from kdcache.report.preview import draw_preview
 
+    if out.suffix.lower() != ".png" or not out.parent.is_dir():
+        raise UsageError(
+            f"--out {out}: expected a name that ends in .png, in a folder that is there"
+        )
     source = dataset_source(load_dataset(data), load_recipe(recipe))
     if tar >= source.num_tars:
         raise UsageError(f"--tar {tar}: {data} has tars 0 to {source.num_tars - 1}")

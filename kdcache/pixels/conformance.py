@@ -166,8 +166,13 @@ def chosen_backends() -> tuple[Backend, ...]:
             return ("pillow",)
         if conforming(backend):
             return backend, "pillow"
+    if forced == "turbojpeg" and forced not in available_backends():
+        raise UsageError(
+            f"{BACKEND_VARIABLE}={forced}: the system's loader finds no libturbojpeg of version 3; "
+            f"name one by {turbojpeg.PATH_VARIABLE}=PATH, or leave the variable unset"
+        )
     there = ", ".join(b for b in available_backends() if conforming(b))
+    reason = "gives other pixels here" if asked else f"the backends are {', '.join(BACKENDS)}"
     raise UsageError(
-        f"{BACKEND_VARIABLE}={forced}: not a backend that is here and gives the right pixels; "
-        f"choose one of {there}, or leave the variable unset"
+        f"{BACKEND_VARIABLE}={forced}: {reason}; choose one of {there}, or leave the variable unset"
     )

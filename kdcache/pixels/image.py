@@ -64,11 +64,11 @@ class Decoded(NamedTuple):
 _local = threading.local()
 
 
-def scratch(slot: str | int, shape: tuple[int, ...], *, most_bytes: int = MAX_KEPT_BYTES) -> Pixels:
+def scratch(slot: str | int, shape: tuple[int, ...], *, most_bytes: int | None = None) -> Pixels:
     """Return memory for an array that the next call with this slot and thread overwrites.
 
     Pages that are fresh from the system cost a quarter of a decoder's time. What is too large to be
-    kept, above most_bytes, is fresh.
+    kept, above most_bytes or else MAX_KEPT_BYTES, is fresh.
     """
     slots: dict[str | int, Pixels] | None = getattr(_local, "slots", None)
     if slots is None:
@@ -77,6 +77,6 @@ def scratch(slot: str | int, shape: tuple[int, ...], *, most_bytes: int = MAX_KE
     memory = slots.get(slot)
     if memory is None or memory.size < size:
         memory = np.empty(size, np.uint8)
-        if size <= most_bytes:
+        if size <= (most_bytes or MAX_KEPT_BYTES):
             slots[slot] = memory
     return memory[:size].reshape(shape)

@@ -21,12 +21,14 @@ class Part(BaseModel):
 
 def _check_area(area: Range) -> None:
     if not 0.0 < area[0] <= area[1] <= 1.0:
-        raise ValueError("area must be [low, high] with 0 < low <= high <= 1")
+        raise ValueError(f"area must be [low, high] with 0 < low <= high <= 1, found {list(area)}")
 
 
 def _check_ratio(ratio: Range) -> None:
     if not 0.01 <= ratio[0] <= ratio[1] <= 100.0:
-        raise ValueError("ratio must be [low, high] with 0.01 <= low <= high <= 100")
+        raise ValueError(
+            f"ratio must be [low, high] with 0.01 <= low <= high <= 100, found {list(ratio)}"
+        )
 
 
 class Decode(Part):
@@ -131,7 +133,10 @@ class Blur(Part):
     @model_validator(mode="after")
     def _range(self) -> Self:
         if not 0.1 <= self.sigma[0] <= self.sigma[1] <= MAX_SIGMA:
-            raise ValueError(f"sigma must be [low, high] with 0.1 <= low <= high <= {MAX_SIGMA}")
+            raise ValueError(
+                f"sigma must be [low, high] with 0.1 <= low <= high <= {MAX_SIGMA}, "
+                f"found {list(self.sigma)}"
+            )
         return self
 
 
@@ -225,5 +230,7 @@ class Switch(Part):
     @model_validator(mode="after")
     def _sum(self) -> Self:
         if not 0.0 < self.mixup + self.cutmix <= 1.0:
-            raise ValueError("mixup + cutmix must be above 0 and at most 1")
+            raise ValueError(
+                f"mixup + cutmix must be above 0 and at most 1, found {self.mixup} + {self.cutmix}"
+            )
         return self

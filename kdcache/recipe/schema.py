@@ -37,6 +37,7 @@ from kdcache.recipe.parts import (
 )
 
 _PRESETS = "kdcache.recipe.presets"
+_CHANCES = ("probability", "horizontal", "vertical")
 _CROPS: dict[str, type[Part]] = {
     "inception": InceptionCrop, "mild": MildCrop, "centre": CentreCrop, "full": FullCrop,
 }  # fmt: skip
@@ -84,7 +85,7 @@ class Recipe(Part):
         if isinstance(self.crop, MildCrop | CentreCrop) and self.crop.resize < self.size:
             raise ValueError(f"crop.resize is {self.crop.resize}, below size {self.size}")
         if self.mix is not None and self.block < 2:
-            raise ValueError("mix needs a block of at least 2")
+            raise ValueError(f"mix needs a block of at least 2, found {self.block}")
         return self
 
     def canonical(self) -> dict[str, Any]:
@@ -102,7 +103,8 @@ def _describe(error: ValidationError) -> str:
     for item in error.errors():
         # Where laws are told apart, pydantic puts the law between the table and its field.
         location = [str(part) for part in item["loc"]]
-        where = ".".join(location) or "recipe"
+        shown = location[:1] + location[2:] if location and location[0] in _LAWS else location
+        where = ".".join(shown) or "recipe"
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             problem = f"unknown field; allowed: {', '.join(_fields(location))}"
@@ -113,6 +115,10 @@ def _describe(error: ValidationError) -> str:
         elif not isinstance(item["input"], dict):
             if item["type"] in ("model_type", "model_attributes_type"):
                 problem = f"expected a table ({_kind(location[0])})"
+            elif shown[-1] in _CHANCES and "type" not in item["type"]:
+                problem = "expected a probability above 0 and at most 1"
+            elif item["type"] == "tuple_type":
+                problem = "expected [low, high]"
             # People write lists, which are tuples only here.
             problem = problem.replace("tuple", "list").replace("Tuple", "List")
             value = item["input"]
@@ -169,7 +175,7 @@ def preset_text(name: str) -> str:
         UsageError: there is no preset of this name.
     """
     if name not in presets():
-        raise UsageError(f"{name}: neither a file nor a preset; presets: {', '.join(presets())}")
+        raise UsageError(f"{name}: no preset; presets: {', '.join(presets())}")
     return (resources.files(_PRESETS) / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -181,8 +187,11 @@ def load_recipe(source: Path | str) -> Recipe:
     """
     path = Path(source)
     try:
-        known = path.exists() or len(path.parts) > 1 or path.suffix
-        values = tomllib.loads(path.read_text("utf-8") if known else preset_text(str(source)))
+        preset = str(source) in presets() and not path.exists()
+        values = tomllib.loads(preset_text(str(source)) if preset else path.read_text("utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(presets())
+        raise UsageError(f"{path}: neither a file nor a preset; presets: {names}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except ValueError as error:

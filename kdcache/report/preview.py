@@ -18,6 +18,9 @@ FONT_SIZE = 12
 COLOURS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee7733", "#000000",
 )  # fmt: skip
+BAD = "#cc0000"
+NEAREST = Image.Resampling.NEAREST
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SHORT = {Op.ERASE_NOISE: "erase", Op.TRANSLATE_X: "move x", Op.TRANSLATE_Y: "move y"}
 
 
@@ -25,36 +28,69 @@ def draw_preview(
     source: BlockSource, *, tar: int, rows: Sequence[int], views: Sequence[int]
 ) -> Image.Image:
     """Return the sheet of some rows of a tar, a line each: the whole image, then its views."""
-    factor = max(CELL // source.recipe.size, 1)
-    cell = max(factor * source.recipe.size, CELL // 2)
-    wide, tall = cell + GAP, cell + 3 * LINE + GAP
-    sheet = Image.new("RGB", (GAP + wide * (len(views) + 1), GAP + tall * len(rows)), "white")
-    pen = ImageDraw.Draw(sheet)
+    size = source.recipe.size
+    factor = max(CELL // size, 1)
+    cell = max(factor * size, CELL // 2)
     font = ImageFont.load_default(FONT_SIZE)
-    for line, row in enumerate(rows):
-        y = GAP + line * tall
+    pictures, texts = [], []
+    for row in rows:
         block = next(b for b in source.blocks(tar) if b.start <= row < b.stop)
         rendered = source.render(tar, block, views=views)
         inside = row - block.start
+        name = f"tar {tar}, row {row}"
         if inside in rendered.problems:
-            text = f"tar {tar}, row {row}: {rendered.problems[inside]}"
-            pen.text((GAP, y), text, fill="#cc0000", font=font)
+            pictures.append([Image.new("RGB", (1, 1), "white")])
+            texts.append([_wrapped(f"{name}: {rendered.problems[inside]}", font, width=cell)])
             continue
         boxes = [params.boxes_N4[inside] for params in rendered.params]
-        whole = _whole_image(source, tar, row, boxes, side=cell)
-        sheet.paste(whole, (GAP, y))
-        pen.text((GAP, y + cell), f"tar {tar}, row {row}", fill="black", font=font)
-        for column, (view, params) in enumerate(zip(views, rendered.params, strict=True)):
-            x = GAP + (column + 1) * wide
-            picture = Image.fromarray(rendered.pixels_GNHW3[column, inside])
-            size = factor * source.recipe.size
-            sheet.paste(picture.resize((size, size), Image.Resampling.NEAREST), (x, y))
-            colour = COLOURS[column % len(COLOURS)]
-            lines = _caption(params, inside, start=block.start, size=source.recipe.size)
-            pen.text((x, y + cell), f"view {view}", fill=colour, font=font)
-            for number, text in enumerate(lines):
-                pen.text((x, y + cell + (number + 1) * LINE), text, fill="black", font=font)
+        shown = [Image.fromarray(pixels) for pixels in rendered.pixels_GNHW3[:, inside]]
+        enlarged = [p.resize((factor * size, factor * size), NEAREST) for p in shown]
+        pictures.append([_whole_image(source, tar, row, boxes, side=cell), *enlarged])
+        captions = [
+            [f"view {view}", *_wrapped(_done(params, inside), font, width=cell),
+             *_wrapped(_mixed(params, inside, start=block.start, size=size), font, width=cell)]
+            for view, params in zip(views, rendered.params, strict=True)
+        ]  # fmt: skip
+        texts.append([[name], *captions])
+    return _laid_out(pictures, texts, cell=cell, columns=len(views) + 1, font=font)
+
+
+def _laid_out(
+    pictures: list[list[Image.Image]],
+    texts: list[list[list[str]]],
+    *,
+    cell: int,
+    columns: int,
+    font: Font,
+) -> Image.Image:
+    """Return pictures in lines and columns, the lines of their texts below each."""
+    heights = [cell + LINE * max(len(text) for text in line) + GAP for line in texts]
+    wide = cell + GAP
+    sheet = Image.new("RGB", (GAP + wide * columns, GAP + sum(heights)), "white")
+    pen, y = ImageDraw.Draw(sheet), GAP
+    for line, height in enumerate(heights):
+        failed = len(pictures[line]) == 1 and columns > 1
+        for column, (picture, text) in enumerate(zip(pictures[line], texts[line], strict=True)):
+            x = GAP + column * wide
+            sheet.paste(picture, (x, y))
+            top = y if failed else y + cell
+            for number, words in enumerate(text):
+                colour = COLOURS[(column - 1) % len(COLOURS)] if column and not number else "black"
+                pen.text((x, top + number * LINE), words, fill=BAD if failed else colour, font=font)
+        y += height
     return sheet
+
+
+def _wrapped(text: str, font: Font, *, width: int) -> list[str]:
+    """Return a text in lines that are no wider than a cell, where its words allow."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return lines
 
 
 def _whole_image(
@@ -76,16 +112,19 @@ def _whole_image(
     return image
 
 
-def _caption(params: ViewParams, row: int, *, start: int, size: int) -> list[str]:
-    """Return what was done to a view besides its crop, in at most two lines."""
-    done = [
-        name for name, on in zip(("flip", "upside down"), params.flips_N2[row], strict=True) if on
-    ]
+def _done(params: ViewParams, row: int) -> str:
+    """Return the flips and steps of a view."""
+    flips = zip(("flip", "upside down"), params.flips_N2[row], strict=True)
     ops = [Op(code) for code in params.steps_NK6[row, :, 0].tolist() if code]
-    done += [SHORT.get(op, op.name.lower().replace("_", " ")) for op in ops]
-    lines = [", ".join(done)] if done else []
-    share = float(params.shares(size)[row])
-    if share < 1:
-        law = "cutmix" if params.cuts_N4[row].any() else "mixup"
-        lines.append(f"{law}: {1 - share:.0%} of row {start + int(params.partners_N[row])}")
-    return lines
+    named = [SHORT.get(op, op.name.lower().replace("_", " ")) for op in ops]
+    return ", ".join([name for name, on in flips if on] + named)
+
+
+def _mixed(params: ViewParams, row: int, *, start: int, size: int) -> str:
+    """Return how a view is mixed, and with which row of the tar."""
+    share = 1 - float(params.shares(size)[row])
+    if share == 0:
+        return ""
+    law = "cutmix" if params.cuts_N4[row].any() else "mixup"
+    percent = f"{share:.0%}" if share >= 0.005 else "under 1%"
+    return f"{law}: {percent} of row {start + int(params.partners_N[row])}"

@@ -44,7 +44,7 @@ def test_a_name_that_is_no_preset_is_refused_with_those_there_are(
     words = [str(dataset.root) if word == "x" else word for word in command[1:]]
     outcome = kdcache("recipe", command[0], "funmatsch", *words)
     assert outcome.code == 2
-    assert f"funmatsch: neither a file nor a preset; presets: {', '.join(NAMES)}" in outcome.stderr
+    assert f"preset; presets: {', '.join(NAMES)}\n" in outcome.stderr
 
 
 def test_a_file_of_a_presets_name_comes_first(

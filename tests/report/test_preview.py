@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset
@@ -23,15 +24,36 @@ def test_a_sheet_shows_every_view_pixel_by_pixel(dataset: Dataset) -> None:
     source = dataset_source(dataset, tiny.make_recipe(size=SIZE, block=4, **tables))
     rows, views = [1, 5], [3, 0, 7]
     sheet = np.asarray(draw_preview(source, tar=0, rows=rows, views=views))
-    factor, wide, tall = CELL // SIZE, CELL + GAP, CELL + 3 * LINE + GAP
-    assert sheet.shape == (GAP + 2 * tall, GAP + 4 * wide, 3)
-    for line, row in enumerate(rows):
+    factor, wide = CELL // SIZE, CELL + GAP
+    assert sheet.shape[1] == GAP + 4 * wide
+    tops = _tops(sheet)
+    for row, y in zip(rows, tops, strict=True):
         block = next(b for b in source.blocks(0) if b.start <= row < b.stop)
         pixels = source.render(0, block, views=views).pixels_GNHW3[:, row - block.start]
         for column, view in enumerate(pixels):
-            y, x = GAP + line * tall, GAP + (column + 1) * wide
+            x = GAP + (column + 1) * wide
             shown = sheet[y : y + CELL : factor, x : x + CELL : factor]
             np.testing.assert_array_equal(shown, view)
+
+
+def _tops(sheet: NDArray[np.uint8]) -> list[int]:
+    """Return where lines begin: after GAP white rows, the first picture's full width of colour."""
+    column = sheet[:, GAP + CELL + GAP : GAP + 2 * CELL + GAP]
+    full = (column != 255).any(-1).mean(axis=1) > 0.5
+    return [y for y in range(1, len(full)) if full[y] and not full[y - 1]]
+
+
+def test_long_captions_stay_in_their_cells(dataset: Dataset) -> None:
+    """Ten steps a view: no text between the columns, and none is cut at the right edge."""
+    chance = {"probability": 1.0}
+    names = ("grey", "blur", "solarize", "posterize", "equalize", "autocontrast", "erase")
+    jitter = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    recipe = tiny.make_recipe(size=SIZE, jitter=jitter, **dict.fromkeys(names, chance))
+    sheet = np.asarray(draw_preview(dataset_source(dataset, recipe), tar=0, rows=[0], views=[0, 1]))
+    assert sheet.shape[0] > GAP + CELL + 5 * LINE
+    for column in range(1, 4):
+        gap = sheet[:, column * (CELL + GAP) : column * (CELL + GAP) + GAP]
+        assert (gap == 255).all()
 
 
 def test_boxes_are_drawn_where_the_crops_are(dataset: Dataset) -> None:
@@ -54,7 +76,8 @@ def test_an_image_that_cannot_be_used_says_why(dataset: Dataset, tmp_path: Path)
     broken = tiny.pack_images(folder, tmp_path / "data")
     source = dataset_source(broken, tiny.make_recipe(size=SIZE))
     sheet = np.asarray(draw_preview(source, tar=0, rows=[0, 1, 2], views=[0]))
-    tall = CELL + 3 * LINE + GAP
-    red = (sheet == (0xCC, 0, 0)).all(-1)
-    assert red[GAP + tall : GAP + 2 * tall].any()
-    assert not red[: GAP + tall].any()
+    red = (sheet == (0xCC, 0, 0)).all(-1).any(axis=1)
+    first, last = np.flatnonzero(red)[[0, -1]]
+    tops = _tops(sheet)
+    assert len(tops) == 2, "two images can be used"
+    assert tops[0] + CELL < first < last < tops[1]
