@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from kdcache.cache.create import expected_metadata
+from kdcache.cache.layers import explain_difference
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed, read_commit, read_seal, summarise
 from kdcache.cache.store import Cache
@@ -121,7 +122,11 @@ def _render(cache: Cache, source: BlockSource, span: Span, view: int, rows: slic
 
 
 def check_replay(cache: Cache, source: BlockSource, *, share: float) -> Iterator[Finding | None]:
-    """Render a share of the blocks again; yield None for each that is equal, else what differs."""
+    """Render a share of the blocks again; yield None for each that is equal, else what differs.
+
+    The first difference is explained, by rendering its tar once more.
+    """
+    explained = False
     for span, view, rows in _sample(cache, source, share):
         where = f"tar {span.tar}, view {view}, rows {rows.start} to {rows.stop - 1}"
         try:
@@ -134,6 +139,8 @@ def check_replay(cache: Cache, source: BlockSource, *, share: float) -> Iterator
             reason = "the pixels differ from the teacher's"
             if block.problems:
                 reason = min(block.problems.items())[1]
+            elif not explained:
+                reason, explained = f"{reason}; {explain_difference(cache, source, span)}", True
             yield Finding(where, reason, None)
         else:
             yield None

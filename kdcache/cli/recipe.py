@@ -35,7 +35,7 @@ def preview(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Images, from the tar's first.")] = 4,
     views: Annotated[int, typer.Option(min=1, max=64, help="Views of each, from the first.")] = 6,
     tar: Annotated[int, typer.Option(min=0, help="Number of the tar.")] = 0,
-    first_view: Annotated[int, typer.Option(min=0, help="First view.")] = 0,
+    first_view: Annotated[int, typer.Option(min=0, max=2**62, help="First view.")] = 0,
 ) -> None:
     """Draw a contact sheet: images with their crop boxes, and their views.
 

@@ -37,8 +37,11 @@ __all__ = [
 ]
 
 
-def read_header(data: bytes, decode: Decode) -> Header:
+def read_header(data: bytes, decode: Decode, *, whole: bool = True) -> Header:
     """Return an image's header.
+
+    whole: have Pillow read it as well, since it refuses headers that the other backends pass over;
+    else take it for one that was read so before.
 
     Raises:
         DataError: not a JPEG, PNG or WebP image, or more pixels than decode.max_pixels.
@@ -48,6 +51,10 @@ def read_header(data: bytes, decode: Decode) -> Header:
     if header is None:
         return _pillow_header(data, decode)
     _refuse_huge(header.width, header.height, decode)
+    if whole:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            open_image(data).close()
     return header
 
 

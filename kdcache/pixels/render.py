@@ -161,7 +161,7 @@ def render_drawn(
     shape = (len(drawn), len(images), recipe.size, recipe.size, 3)
     out_GNHW3 = np.empty(shape, np.uint8) if out_GNHW3 is None else out_GNHW3
     problems: dict[int, str] = {}
-    headers = _headers(images, recipe, problems=problems)
+    headers = _headers(images, recipe, whole=whole, problems=problems)
     sizes_N2 = np.ones((len(images), 2), np.int64)
     for row, header in headers.items():
         sizes_N2[row] = header.width, header.height
@@ -205,14 +205,14 @@ def render_drawn(
 
 
 def _headers(
-    images: Sequence[bytes | None], recipe: Recipe, *, problems: dict[int, str]
+    images: Sequence[bytes | None], recipe: Recipe, *, whole: bool, problems: dict[int, str]
 ) -> dict[int, Header]:
     """Return the headers of the rows that have one; problems takes why others have not."""
     headers = {}
     for row, data in enumerate(images):
         if data is not None:
             try:
-                headers[row] = read_header(data, recipe.decode)
+                headers[row] = read_header(data, recipe.decode, whole=whole)
             except DataError as error:
                 problems[row] = str(error)
     return headers

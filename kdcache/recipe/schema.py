@@ -194,6 +194,6 @@ def load_recipe(source: Path | str) -> Recipe:
         raise UsageError(f"{path}: neither a file nor a preset; presets: {names}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
     return parse_recipe(values, source=str(path))

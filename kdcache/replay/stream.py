@@ -208,6 +208,7 @@ class ReplayStream(IterableDataset[Batch]):
                 "this stream runs its own workers: iterate it directly, or give DataLoader "
                 "num_workers=0, and set StreamOptions.num_workers"
             )
+        process = os.getpid()
         first, skip = self._place()
         shares, pool = can_share() or not self.options.num_workers, Pool()
         ring = Ring(self._ring_shape()) if shares else None
@@ -218,6 +219,11 @@ class ReplayStream(IterableDataset[Batch]):
             size = self.options.batch_size
             cutter = Cutter(order, size, start=start, loaded=loaded, ring=ring, pool=pool)
             for number in range(start, order.num_batches):
+                if os.getpid() != process:
+                    raise UsageError(
+                        "this stream was begun by another process, which its workers serve; "
+                        "iterate it anew after forking"
+                    )
                 batch = self._finish(cutter.cut(number), order, load=load, number=number)
                 done = load * order.num_batches + number + 1
                 self._epoch, self._batch = divmod(done, self.batches_per_epoch)

@@ -119,7 +119,7 @@ def test_labels_of_other_classes_may_be_declared(precompute: Precompute, tmp_pat
     ("options", "code", "words"),
     [
         (["--data", "/no/data"], 2, ["/no/data/dataset.json: missing", "kdcache index"]),
-        (["--recipe", "/no/recipe.toml"], 2, ["/no/recipe.toml: cannot read"]),
+        (["--recipe", "/no/recipe.toml"], 2, ["/no/recipe.toml: neither a file nor a preset"]),
         (["--teacher", "resnet50"], 2, ["'resnet50'", "expected torchvision:NAME"]),
         (
             ["--teacher", "torchvision:resnet5O", "--weights", "w"],

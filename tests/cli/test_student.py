@@ -186,7 +186,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(
         ),
         (["--cache", "CACHE", "--val-cache", "CACHE"], ["needs both --val-data and --val-cache"]),
         (["--learn", "labels"], ["give a recipe of the views"]),
-        (["--learn", "labels", "--recipe", "/no.toml"], ["/no.toml: cannot read the recipe"]),
+        (["--learn", "labels", "--recipe", "/no.toml"], ["/no.toml: neither a file nor a preset"]),
         (["--learn", "fixed", "--cache", "CACHE"], ["give a recipe of the student's views"]),
     ],
 )

@@ -480,3 +480,17 @@ def test_pillow_and_the_others_write_where_nothing_else_lies() -> None:
         found = decode_image(data, read_header(data, PLAIN)).pixels
         assert found.shape == (5, 7, 3)
         assert found.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [b"\xff\x01", b"\xff\xe0\x00\x07JFIF\x00", b"\xff\xee\x00\x07Adobe"],
+    ids=["TEM", "short JFIF", "short Adobe"],
+)
+def test_a_header_that_the_reference_refuses_is_refused_for_all(segment: bytes) -> None:
+    """The fast backends pass over these; whoever decodes whole images finds them."""
+    plain = photos.encoded(photos.smooth_photo(40, 30))
+    data = plain[:2] + segment + plain[2:]
+    with pytest.raises(DataError, match="not a readable JPEG"):
+        read_header(data, PLAIN)
+    assert read_header(data, PLAIN, whole=False) == read_header(plain, PLAIN)

@@ -14,6 +14,7 @@ import torch
 
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
+from kdcache.errors import UsageError
 from kdcache.replay import stream as stream_module
 from kdcache.replay.open import replay_stream
 from kdcache.replay.ring import MAX_POOLED, Pool, Ring
@@ -205,3 +206,17 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_forked_childs_use_of_a_stream_is_refused(read_only: Cache, dataset: Dataset) -> None:
+    batches = iter(replay(read_only, dataset))
+    next(batches)
+    child = os.fork()
+    if child == 0:
+        try:
+            next(batches)
+        except UsageError as error:
+            os._exit(42 if "begun by another process" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert len(list(batches)) == 15
