@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdcache.targets.encoding import SparseTarget
+from kdcache.targets.target import SparseTarget
+
+_NOTHING = -1e4  # a log-probability of 0 whose gradient is 0, too
 
 
 def sparse_kl(student_NC: Tensor, target: SparseTarget, *, temperature: float = 1.0) -> Tensor:
@@ -27,11 +29,15 @@ def sparse_kl(student_NC: Tensor, target: SparseTarget, *, temperature: float = 
         raise ValueError(f"temperature {temperature}: must be positive")
     student_NC = (student_NC.float() / temperature).log_softmax(1)
     indices_NK = target.indices_NK
-    kept_NK = student_NC if indices_NK is None else student_NC.gather(1, indices_NK)
-    kl_N = _kl_terms(target.log_probs_NK, kept_NK).sum(1)
-    if indices_NK is not None and indices_NK.shape[1] < student_NC.shape[1]:
-        tail_N = student_NC.scatter(1, indices_NK, -math.inf).logsumexp(1)
-        kl_N = kl_N + _kl_terms(target.log_tail_N, tail_N)
+    if indices_NK is None:
+        return _kl_terms(target.log_probs_NK, student_NC).sum(1) * temperature**2
+    num_classes = student_NC.shape[1]
+    student_NC = F.pad(student_NC, (0, 1), value=_NOTHING)  # the class of entries not kept
+    terms_NK = _kl_terms(target.log_probs_NK, student_NC.gather(1, indices_NK))
+    kl_N = terms_NK.masked_fill(indices_NK == num_classes, 0).sum(1)
+    tail_N = student_NC.scatter(1, indices_NK, -math.inf).logsumexp(1)
+    tail_term_N = _kl_terms(target.log_tail_N, tail_N)
+    kl_N = kl_N + tail_term_N.masked_fill(target.log_tail_N == -math.inf, 0)
     return kl_N * temperature**2
 
 

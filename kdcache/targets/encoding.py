@@ -1,8 +1,9 @@
 """Logits to compact targets and back.
 
-Two encodings. `topk:K` keeps the K largest log-probabilities, as u1 distances below the largest,
-and the mass of the rest at three temperatures; `dense:f2` and `dense:u1` keep every class. A row
-that could not be used holds the fill values. Letters: N rows, C classes, K kept entries.
+`topk:K` keeps the K largest log-probabilities in their order, as u1 distances below the largest,
+and the mass of the rest at three temperatures; `packed:K` and `adaptive:E` (packed.py) say the same
+in fewer bytes; `dense:f2` and `dense:u1` keep every class. A row that could not be used holds the
+fill values. Letters: N rows, C classes, K kept entries.
 
 Bounds of topk, for entries at most 32 nats below the largest (further ones are stored as 32): a
 distance d is off by at most sqrt(d / 32) / 7.96 + 1.3e-4 nats, a tail's logarithm by 5e-4 of
@@ -18,53 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from kdcache.errors import UsageError
+from kdcache.targets.packed import MAX_KEPT, Arrays, Packed, check_temperature
+from kdcache.targets.target import (
+    TAIL_TEMPERATURES,
+    Fields,
+    FieldSpec,
+    SparseTarget,
+    log1mexp,
+    tail_log_odds,
+)
 
 RANGE_NATS = 32.0
 MAX_HALF = 65504.0
-TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
-
-Fields = dict[str, Tensor]
-Compression = Literal["lz4-bitshuffle", "zstd-bitshuffle", "zstd-shuffle"]
-
-
-@dataclass(frozen=True)
-class FieldSpec:
-    """One stored array of an encoding: (tars, views, rows, width)."""
-
-    name: str
-    dtype: str
-    width: int
-    fill: float
-    compression: Compression
-
-
-@dataclass(frozen=True, eq=False)
-class SparseTarget:
-    """The teacher's distribution over C classes at one temperature.
-
-    indices_NK: int64 classes, or None when all classes are kept in order.
-    log_probs_NK: float32 log-probabilities of the kept classes, in nats.
-    log_tail_N: float32 logarithm of the probability mass of all others; -inf when all are kept.
-    """
-
-    indices_NK: Tensor | None
-    log_probs_NK: Tensor
-    log_tail_N: Tensor
-
-    def dense(self, num_classes: int) -> Tensor:
-        """Return float32 log-probabilities (N, C), the tail spread evenly over classes not kept."""
-        if self.indices_NK is None:
-            return self.log_probs_NK
-        others = max(num_classes - self.indices_NK.shape[1], 1)
-        spread = (self.log_tail_N - math.log(others))[:, None].expand(-1, num_classes)
-        return spread.scatter(1, self.indices_NK, self.log_probs_NK)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """Return log(1 - exp(x)) for x <= 0."""
-    return torch.where(x > -math.log(2), (-torch.expm1(x)).log(), torch.log1p(-x.exp()))
 
 
 @dataclass(frozen=True)
@@ -97,7 +66,7 @@ class TopK:
             kept_N = scaled_NC.gather(1, indices_NK).logsumexp(1)
             rest_N = scaled_NC.scatter(1, indices_NK, -math.inf).logsumexp(1)
             # Close to 1, a sum of many classes is less exact than 1 less the few kept.
-            tails.append(torch.where(kept_N < -math.log(2), _log1mexp(kept_N), rest_N))
+            tails.append(torch.where(kept_N < -math.log(2), log1mexp(kept_N), rest_N))
         return {
             "indices": indices_NK,
             "values": values_NK.to(torch.uint8),
@@ -109,16 +78,13 @@ class TopK:
     def decode(self, fields: Fields, *, num_classes: int, temperature: float) -> SparseTarget:
         """Return the targets at a temperature from 1 to 4.
 
-        Between the stored temperatures 1, 2 and 4 the tail's mass is interpolated: the cubic in 1 /
-        T through its logarithm, which at infinite temperature is that of the number of classes.
-
         Raises:
             UsageError: the temperature is outside 1 to 4.
         """
         self.check_temperature(temperature)
         below_NK = RANGE_NATS * (fields["values"].float() / 255).square()
         log_tail_N = self._log_tail(fields["tails"].float(), below_NK, num_classes, temperature)
-        kept_NK = (-below_NK / temperature).log_softmax(1) + _log1mexp(log_tail_N)[:, None]
+        kept_NK = (-below_NK / temperature).log_softmax(1) + log1mexp(log_tail_N)[:, None]
         return SparseTarget(fields["indices"].long(), kept_NK, log_tail_N)
 
     def check_temperature(self, temperature: float) -> None:
@@ -127,11 +93,7 @@ class TopK:
         Raises:
             UsageError: the temperature is outside 1 to 4.
         """
-        if not TAIL_TEMPERATURES[0] <= temperature <= TAIL_TEMPERATURES[-1]:
-            raise UsageError(
-                f"temperature {temperature:g} with {self}: top-k caches serve 1 to 4; "
-                "use a dense cache for others"
-            )
+        check_temperature(str(self), temperature)
 
     def _log_tail(
         self, tails_N3: Tensor, below_NK: Tensor, num_classes: int, temperature: float
@@ -140,23 +102,19 @@ class TopK:
             return torch.full_like(tails_N3[:, 0], -math.inf)
         if temperature in TAIL_TEMPERATURES:
             return tails_N3[:, TAIL_TEMPERATURES.index(temperature)]
-        # Unnormalised log mass of the tail, relative to the largest entry, at each stored 1 / T.
-        masses = [
-            tail - _log1mexp(tail) + (-below_NK / t).logsumexp(1)
-            for t, tail in zip(TAIL_TEMPERATURES, tails_N3.unbind(1), strict=True)
-        ]
-        masses.append(torch.full_like(masses[0], math.log(num_classes - self.k)))
-        nodes = [1 / t for t in TAIL_TEMPERATURES] + [0.0]
-        x = 1 / temperature
-        mass = torch.zeros_like(masses[0])
-        for i, node in enumerate(nodes):
-            others = [other for j, other in enumerate(nodes) if j != i]
-            mass += masses[i] * math.prod((x - other) / (node - other) for other in others)
-        return -torch.nn.functional.softplus((-below_NK / temperature).logsumexp(1) - mass)
+        others_N = torch.full_like(tails_N3[:, 0], num_classes - self.k)
+        log_odds_N3 = tails_N3 - log1mexp(tails_N3)
+        return logsigmoid(
+            tail_log_odds(log_odds_N3, below_NK, others_N=others_N, temperature=temperature)
+        )
 
-    def usable(self, fields: Fields) -> Tensor:
+    def usable(self, arrays: Arrays) -> NDArray[np.bool_]:
         """Return which rows hold a target, bool (N,)."""
-        return ~fields["tails"].isnan().any(1)
+        return ~np.isnan(arrays["tails"][:, 0])
+
+    def in_range(self, arrays: Arrays, num_classes: int) -> bool:
+        """Return whether no kept class is beyond the last."""
+        return bool((arrays["indices"][self.usable(arrays)] < num_classes).all())
 
 
 @dataclass(frozen=True)
@@ -206,30 +164,54 @@ class Dense:
         if not temperature > 0:  # NaN, too
             raise UsageError(f"temperature {temperature:g}: must be positive")
 
-    def usable(self, fields: Fields) -> Tensor:
+    def usable(self, arrays: Arrays) -> NDArray[np.bool_]:
         """Return which rows hold a target, bool (N,)."""
-        return ~fields["logits" if self.dtype == "f2" else "ranges"].isnan().any(1)
+        return ~np.isnan(arrays["logits" if self.dtype == "f2" else "ranges"][:, 0])
+
+    def in_range(self, arrays: Arrays, num_classes: int) -> bool:
+        """Return whether the arrays are of that many classes."""
+        return bool(arrays["logits" if self.dtype == "f2" else "codes"].shape[1] == num_classes)
 
 
-Encoding = TopK | Dense
+Encoding = TopK | Packed | Dense
 
 
 def parse_encoding(text: str, num_classes: int) -> Encoding:
-    """Return the encoding named "topk:K", "dense:f2" or "dense:u1" for that many classes.
+    """Return the encoding of that name for that many classes.
+
+    Names: "topk:K", "packed:K", "adaptive:E", "dense:f2", "dense:u1".
 
     Raises:
-        UsageError: the name is none of these, or K is not within 1 to num_classes.
+        UsageError: the name is none of these, K is not within 1 to num_classes, or E not within 0
+            to 1.
     """
     kind, _, detail = text.partition(":")
     if kind == "dense" and detail in ("f2", "u1"):
         return Dense("f2" if detail == "f2" else "u1")
-    if kind == "topk" and detail.isascii() and detail.isdigit():
+    if kind in ("topk", "packed") and detail.isascii() and detail.isdigit():
         if 1 <= int(detail) <= num_classes:
-            return TopK(int(detail))
+            return TopK(int(detail)) if kind == "topk" else Packed(int(detail))
         raise UsageError(f"encoding {text}: K must be 1 to {num_classes}, the number of classes")
-    raise UsageError(f"encoding {text!r}: expected topk:K, dense:f2 or dense:u1")
+    if kind == "adaptive" and (least := _number(detail)) is not None:
+        if 0 < least <= 1:
+            return Packed(min(MAX_KEPT, num_classes), least)
+        raise UsageError(f"encoding {text}: E, the least probability kept, must be above 0, to 1")
+    raise UsageError(
+        f"encoding {text!r}: expected topk:K, packed:K, adaptive:E, dense:f2 or dense:u1"
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def to_arrays(fields: Fields, specs: tuple[FieldSpec, ...]) -> dict[str, NDArray[np.generic]]:
     """Return the fields as NumPy arrays of the stored dtypes."""
-    return {spec.name: fields[spec.name].cpu().numpy().astype(spec.dtype) for spec in specs}
+    return {
+        spec.name: fields[spec.name].cpu().numpy().astype(spec.dtype)
+        for spec in specs
+        if spec.name in fields
+    }

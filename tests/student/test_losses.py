@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache.student.losses import label_loss, sparse_kl
-from kdcache.targets.encoding import Dense, SparseTarget, TopK
+from kdcache.targets.encoding import Dense, TopK, parse_encoding
+from kdcache.targets.packed import Packed
+from kdcache.targets.target import SparseTarget
 
 N = 6
 seeds = st.integers(0, 2**32 - 1)
@@ -190,7 +192,7 @@ def test_extreme_teachers_keep_loss_and_gradient_finite(k: int, size: float) -> 
     """Teachers far surer than float16 can say, through the real encodings."""
     teacher, student = torch.zeros(N, 5), _logits(1, 5).float()
     teacher[torch.arange(N), torch.arange(N) % 5] = size
-    for encoding in (TopK(k), Dense("f2"), Dense("u1")):
+    for encoding in (TopK(k), Packed(k), Packed(5, 0.1), Dense("f2"), Dense("u1")):
         fields = encoding.encode(teacher)
         target = encoding.decode(fields, num_classes=5, temperature=1.0)
         loss = sparse_kl(student, target)
@@ -198,6 +200,86 @@ def test_extreme_teachers_keep_loss_and_gradient_finite(k: int, size: float) -> 
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
         gradient = _gradient(lambda x, t=target: sparse_kl(x, t), student)
         assert bool(gradient.isfinite().all())
+
+
+# --- rows that keep different numbers of classes -------------------------------------------
+
+
+def _mixed_rows(num_classes: int) -> Tensor:
+    """Return logits (6, C): a sure row, an even one, and four between."""
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 1, (N, num_classes)))
+    logits *= torch.tensor([60.0, 0.0, 0.5, 2.0, 4.0, 8.0])[:, None]
+    return logits
+
+
+def _bucketed_kl(target: SparseTarget, student_NC: Tensor, temperature: float) -> Tensor:
+    """Return each row's KL over its kept classes and one bucket, from dense probabilities."""
+    assert target.indices_NK is not None
+    out = []
+    num_classes = student_NC.shape[1]
+    probs_NC = (student_NC.double() / temperature).softmax(1)
+    for row, probs in enumerate(probs_NC):
+        present = target.indices_NK[row] < num_classes
+        classes = target.indices_NK[row][present]
+        p = target.log_probs_NK[row][present].double().exp()
+        q = probs[classes]
+        if len(classes) < num_classes:
+            others = torch.ones(num_classes, dtype=torch.bool)
+            others[classes] = False
+            p = torch.cat([p, target.log_tail_N[row].double().exp()[None]])
+            q = torch.cat([q, probs[others].sum()[None]])
+        out.append((p * (p / q).log()).sum())
+    return torch.stack(out) * temperature**2
+
+
+@pytest.mark.parametrize("num_classes", [6, 100, 128, 129, 600])
+@pytest.mark.parametrize("text", ["adaptive:1", "adaptive:0.02", "adaptive:0.002", "adaptive:1e-9"])
+@pytest.mark.parametrize("temperature", [1.0, 1.7, 4.0])
+def test_adaptive_rows_count_the_classes_they_keep_and_one_bucket(
+    num_classes: int, text: str, temperature: float
+) -> None:
+    encoding = parse_encoding(text, num_classes)
+    fields = encoding.encode(_mixed_rows(num_classes))
+    target = encoding.decode(fields, num_classes=num_classes, temperature=temperature)
+    student = torch.from_numpy(np.random.default_rng(1).normal(0, 3, (N, num_classes)))
+    found = sparse_kl(student.float(), target, temperature=temperature)
+    expected = _bucketed_kl(target, student, temperature)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5 * temperature**2)
+    gradient = _gradient(lambda x: sparse_kl(x, target, temperature=temperature), student.float())
+    exact = _gradient(lambda x: _bucketed_kl(target, x, temperature), student)
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-3, atol=1e-5)
+
+
+def test_the_rows_of_that_test_keep_from_one_class_to_all() -> None:
+    kept = []
+    for text in ("adaptive:1", "adaptive:0.02", "adaptive:1e-9"):
+        codes = parse_encoding(text, 6).encode(_mixed_rows(6))["codes"]
+        kept.append((codes != 255).sum(1).tolist())
+    assert kept[0] == [1] * N
+    assert {1, 6} < set(kept[1])
+    assert kept[2][1:5] == [6] * 4
+
+
+@pytest.mark.parametrize("num_classes", [5, 200])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e5, 1e30])
+def test_extreme_logits_keep_adaptive_losses_and_gradients_finite(
+    num_classes: int, size: float
+) -> None:
+    teacher = _mixed_rows(num_classes)
+    teacher[0, 0] = 1e4
+    student = torch.zeros(N, num_classes)
+    student[torch.arange(N), torch.arange(N) % num_classes] = size
+    student[1::2] *= -1
+    for text in ("adaptive:0.5", "adaptive:0.004", "adaptive:1e-9"):
+        encoding = parse_encoding(text, num_classes)
+        target = encoding.decode(encoding.encode(teacher), num_classes=num_classes, temperature=1.0)
+        loss = sparse_kl(student, target)
+        gradient = _gradient(lambda x, t=target: sparse_kl(x, t), student)
+        assert bool(loss.isfinite().all())
+        assert bool((loss >= -1e-5).all())
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().max()) <= 1 / N + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcache.errors import UsageError
-from kdcache.targets.encoding import (
-    RANGE_NATS,
-    TAIL_TEMPERATURES,
-    Dense,
-    Encoding,
-    Fields,
-    SparseTarget,
-    TopK,
-    parse_encoding,
-    to_arrays,
-)
+from kdcache.targets.encoding import RANGE_NATS, Dense, Encoding, TopK, parse_encoding, to_arrays
+from kdcache.targets.target import TAIL_TEMPERATURES, Fields, SparseTarget
 from tests.targets.logits import classifier_logits, logits_and_k, some_logits
 
 temperatures = st.sampled_from(TAIL_TEMPERATURES)
@@ -317,7 +308,7 @@ def test_extreme_logits_give_no_nan_and_rows_that_add_up_to_one(name: str, text:
         text = f"topk:{num_classes}"
     encoding = parse_encoding(text, num_classes)
     fields = stored(encoding, logits)
-    assert encoding.usable(fields).all()
+    assert encoding.usable({name: field.numpy() for name, field in fields.items()}).all()
     for temperature in (1.0, 1.0001, 1.5, 2.0, 3.0, 3.9999, 4.0):
         target = encoding.decode(fields, num_classes=num_classes, temperature=temperature)
         spread = target.dense(num_classes)
@@ -384,8 +375,7 @@ def test_rows_of_fill_values_are_recognised(text: str, bad: set[int]) -> None:
     arrays = to_arrays(encoding.encode(torch.eye(6, 10)), specs)
     for spec in specs:
         arrays[spec.name][sorted(bad)] = np.array(spec.fill).astype(spec.dtype)
-    fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    assert encoding.usable(fields).tolist() == [row not in bad for row in range(6)]
+    assert encoding.usable(arrays).tolist() == [row not in bad for row in range(6)]
 
 
 def test_the_golden_bytes_of_every_encoding_never_change() -> None:
@@ -435,10 +425,12 @@ def test_k_is_from_one_to_the_number_of_classes(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "topk", "topk:", "topk:-1", "topk:x", "topk:1.5", "topk: 3", "topk:3:4", "topk:٣",
-     "topk:²", "Topk:3", "dense", "dense:", "dense:f4", "dense:u1:2", "full"],
+     "topk:²", "Topk:3", "dense", "dense:", "dense:f4", "dense:u1:2", "full", "packed", "packed:",
+     "packed:1.5", "packed:-1", "adaptive", "adaptive:", "adaptive:x", "adaptive:0.1:2"],
 )  # fmt: skip
 def test_an_unknown_name_is_refused_with_those_allowed(text: str) -> None:
-    with pytest.raises(UsageError, match="expected topk:K, dense:f2 or dense:u1"):
+    names = "expected topk:K, packed:K, adaptive:E, dense:f2 or dense:u1"
+    with pytest.raises(UsageError, match=names):
         parse_encoding(text, 1000)
 
 
