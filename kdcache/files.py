@@ -9,18 +9,21 @@ from pathlib import Path
 from kdcache.errors import UsageError
 
 LOCK = ".lock"
+PARTIAL = ".partial"  # how the names of files end that are being written
 
 
-def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
+def write_whole(
+    path: Path, write: Callable[[Path], object], *, replace: bool = True, sync_folder: bool = True
+) -> bool:
     """Write a file by way of a partial one beside it; a killed writer changes nothing.
 
     write: writes the file it is given. replace: False leaves a file that is there already, and
-    returns False.
+    returns False. sync_folder: False leaves it to the caller to force the new name to the disk.
 
     Raises:
         OSError: the folder is full or read-only, or of what write raises.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         write(partial)
         sync(partial)
@@ -32,7 +35,8 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
         return False
     finally:
         partial.unlink(missing_ok=True)
-    sync(path.parent)
+    if sync_folder:
+        sync(path.parent)
     return True
 
 

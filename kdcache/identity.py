@@ -11,6 +11,7 @@ from typing import Any
 import xxhash
 
 FORMAT_VERSION = 1
+FORMAT_NEEDS = "0.1"  # the first kdcache that reads this format
 
 
 def canonical_json(value: Any) -> bytes:
@@ -23,6 +24,23 @@ def canonical_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
+
+
+def read_json(data: bytes) -> Any:
+    """Return what JSON says that has exponents as we and zarr write them: of "e", never "E".
+
+    So no single bit can change without changing what is read.
+
+    Raises:
+        ValueError: data is no such JSON.
+    """
+
+    def number(text: str) -> float:
+        if "E" in text:
+            raise ValueError(f"{text}: not as it was written")
+        return float(text)
+
+    return json.loads(data, parse_float=number)
 
 
 def digest(value: Any) -> str:

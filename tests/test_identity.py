@@ -16,6 +16,7 @@ from kdcache.identity import (
     canonical_json,
     content_digest,
     digest,
+    read_json,
     sample_uid,
 )
 
@@ -133,3 +134,10 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_code() -> None:
     for name, code, *_ in drawn:
         assert f"({getattr(errors, name).exit_code})" == code
     assert len(drawn) == 6
+
+
+def test_numbers_are_read_only_as_they_are_written() -> None:
+    """A flipped bit that makes "e" an "E" leaves the value as it was."""
+    assert read_json(b'{"a": [1e-05, 2.5, "1E5"]}') == {"a": [1e-05, 2.5, "1E5"]}
+    with pytest.raises(ValueError, match="1E-05"):
+        read_json(b'{"a": 1E-05}')

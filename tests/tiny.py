@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import dataset_source
-from kdcache.data.dataset import Dataset
+from kdcache.data.dataset import Dataset, tar_digest
 from kdcache.data.pack import PackOptions, open_source, pack
+from kdcache.identity import digest
 from kdcache.models.teacher import Preprocessing, Teacher, load_teacher
 from kdcache.precompute.engines import run_inline
 from kdcache.precompute.prepare import describe_cache, prepare_cache
@@ -143,10 +144,26 @@ class _Watched(nn.Module):
 # --- caches --------------------------------------------------------------------------------
 
 
-def make_info(num_classes: int, encoding: str, *, block: int = 4, teacher: str = "t") -> CacheInfo:
-    """Return the description of a cache whose dataset and teacher exist by name only."""
+def make_info(
+    num_classes: int,
+    encoding: str,
+    *,
+    block: int = 4,
+    teacher: str = "t",
+    uids: Sequence[NDArray[np.uint64]] = (),
+    contents: Sequence[NDArray[np.uint64]] = (),
+) -> CacheInfo:
+    """Return the description of a cache whose images and teacher exist by name only."""
+    tars = [
+        {"name": f"{number}.tar", "num_rows": len(names), "digest": tar_digest(names, data)}
+        for number, (names, data) in enumerate(zip(uids, contents, strict=True))
+    ]
     return CacheInfo(
-        dataset={"id": "d", "num_samples": 0, "tars": []},
+        dataset={
+            "id": digest({"tars": [tar["digest"] for tar in tars]}),
+            "num_samples": sum(map(len, uids)),
+            "tars": tars,
+        },
         recipe=make_recipe(block=block),
         teacher={"id": teacher, "spec": "none"},
         encoding=parse_encoding(encoding, num_classes),

@@ -1,26 +1,30 @@
 """Verification: digests of every object, views rendered again, the teacher run again."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from kdcache.cache.create import expected_metadata
+from kdcache.cache.info import read_attributes
 from kdcache.cache.layers import explain_difference
-from kdcache.cache.layout import Span
-from kdcache.cache.manifest import committed, read_commit, read_seal, summarise
+from kdcache.cache.layout import Span, object_names
+from kdcache.cache.manifest import committed, summarise
+from kdcache.cache.metadata import ROOT
 from kdcache.cache.store import Cache
+from kdcache.cache.zarr_path import read_by_zarr
 from kdcache.data.blocks import BlockSource
-from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError
-from kdcache.identity import canonical_json, digest
+from kdcache.identity import digest
 from kdcache.models.teacher import Teacher
 from kdcache.pixels.render import RenderedBlock
 from kdcache.recipe.draws import Stream, permutation
+from kdcache.targets.encoding import to_arrays
+from kdcache.targets.packed import Arrays
 
 TEACHER_KL_NATS = 1e-3
+TILES_BY_ZARR = 64
 
 
 @dataclass(frozen=True)
@@ -33,68 +37,107 @@ class Finding:
 
 
 def check_objects(cache: Cache) -> Iterator[Finding]:
-    """Yield what differs: metadata, sample names, commit records, objects, seal."""
-    yield from _check_metadata(cache)
+    """Yield what differs: metadata, sample names, commit records, objects, seal.
+
+    Of sound spans, some tiles are read by zarr-python as well.
+    """
+    metadata = list(_check_metadata(cache))
+    yield from metadata
     yield from _check_samples(cache)
-    for span in sorted(committed(cache.folder)):
-        try:
-            commit = read_commit(cache.folder, span)
-        except KdcacheError as error:
-            yield Finding(span.commit_name, str(error), span)
-            continue
-        for name, entry in commit.objects.items():
-            try:
-                found = cache.folder.digest(name)
-            except CorruptError:
-                yield Finding(name, "missing", span)
-                continue
-            if found != entry:
-                sizes = f"{found['size_bytes']} bytes, {entry['size_bytes']} committed"
-                yield Finding(name, f"its sha256 differs ({sizes})", span)
-    if not cache.missing():  # else precompute writes the seal anew
-        yield from _check_seal(cache)
+    done, sound = committed(cache.folder), []
+    for span in sorted(done):
+        findings = list(_check_span(cache, span))
+        yield from findings
+        if not findings:
+            sound.append(span)
+    if not metadata:
+        for span in sound[:: max(1, len(sound) // TILES_BY_ZARR)]:
+            yield from _check_by_zarr(cache, span)
+    yield from _check_seal(cache, [span for span in cache.grid.spans() if span not in done])
 
 
 def _check_metadata(cache: Cache) -> Iterator[Finding]:
-    arrays = expected_metadata(cache.info, cache.grid)
-    root = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {"kdcache": json.loads(canonical_json(cache.info.attributes()))},
-    }
-    # A sealed cache repeats the arrays' metadata, which other readers take in place of theirs.
-    consolidated = {"kind": "inline", "must_understand": False, "metadata": arrays}
-    documents = {"zarr.json": root, **{f"{name}/zarr.json": body for name, body in arrays.items()}}
-    for where, expected in documents.items():
+    problems = cache.problems()
+    try:  # attributes may have changed since the cache was opened
+        read_attributes(cache.attributes(), source=cache.path)
+    except KdcacheError as error:
+        problems[ROOT] = str(error)
+    for name, problem in problems.items():
+        yield Finding(name, problem, None)
+
+
+def _check_span(cache: Cache, span: Span) -> Iterator[Finding]:
+    if span.tar >= cache.grid.num_tars or span not in cache.grid.spans_of(span.tar):
+        yield Finding(span.commit_name, "is of a span that this cache has not", span)
+        return
+    try:
+        commit = cache.commit(span)
+    except KdcacheError as error:
+        yield Finding(span.commit_name, str(error), span)
+        return
+    sound = True
+    for name in object_names(span, cache.info.specs).values():
+        entry = commit.objects.get(name)
         try:
-            found = dict(json.loads(cache.folder.read(where)))
-        except (OSError, ValueError, TypeError) as error:
-            yield Finding(where, f"unreadable: {error}", None)
+            found = cache.folder.digest(name)
+        except CorruptError:
+            yield Finding(name, "missing", span)
+            sound = False
             continue
-        if expected is root and found.get("consolidated_metadata") == consolidated:
-            del found["consolidated_metadata"]
-        if found != expected:
-            yield Finding(where, "differs from what this cache's attributes ask for", None)
+        if found != entry:
+            sound = False
+            sizes = f"{found['size_bytes']} bytes" + (
+                f", {entry['size_bytes']} committed" if entry else ", not in its commit record"
+            )
+            yield Finding(name, f"its sha256 differs ({sizes})", span)
+    for view in cache.grid.views(span) if sound else ():
+        where = f"tar {span.tar}, view {view}"
+        try:
+            tile = cache.read_tile(span.tar, view)
+            cache.read_witness(span.tar, view)
+        except KdcacheError as error:
+            yield Finding(where, str(error), span)
+            continue
+        arrays = {name: field.numpy() for name, field in tile.fields.items()}
+        if not cache.info.encoding.in_range(arrays, cache.info.num_classes):
+            yield Finding(where, "names classes that the teacher has not", span)
+
+
+def _check_by_zarr(cache: Cache, span: Span) -> Iterator[Finding]:
+    """Compare a span's last tile with what other readers see."""
+    view = cache.grid.views(span)[-1]
+    where = f"tar {span.tar}, view {view}"
+    try:
+        theirs = read_by_zarr(cache, span.tar, view)
+    except CorruptError as error:
+        yield Finding(where, str(error), span)
+        return
+    ours = cache.read_tile(span.tar, view).fields
+    if any(not np.array_equal(a, ours[n].numpy(), equal_nan=True) for n, a in theirs.items()):
+        yield Finding(where, "zarr reads other numbers than kdcache", span)
 
 
 def _check_samples(cache: Cache) -> Iterator[Finding]:
-    tars = cache.info.dataset["tars"]
-    try:
-        digests = [tar_digest(cache.uids(t), cache.contents(t)) for t in range(cache.grid.num_tars)]
-    except CorruptError as error:
-        yield Finding("uids, contents", str(error), None)
-        return
-    for entry, found in zip(tars, digests, strict=True):
-        if entry["digest"] != found:
-            yield Finding("uids, contents", f"{entry['name']} differs from its digest", None)
+    digests = [tar["digest"] for tar in cache.info.dataset["tars"]]
+    for tar in range(cache.grid.num_tars):
+        try:
+            cache.uids(tar)
+        except CorruptError as error:
+            yield Finding(f"uids/c/{tar}/0, contents/c/{tar}/0", str(error), None)
     if digest({"tars": digests}) != cache.info.dataset["id"]:
-        yield Finding("uids, contents", "do not give the dataset's id", None)
+        yield Finding("zarr.json", "its tars do not give the dataset's id", None)
 
 
-def _check_seal(cache: Cache) -> Iterator[Finding]:
+def _check_seal(cache: Cache, missing: list[Span]) -> Iterator[Finding]:
     try:
-        seal = read_seal(cache.folder)
-        if seal is not None and seal != summarise(cache.folder, cache.grid, cache.info.id):
+        seal = cache.valid_seal()
+        if seal is None:
+            if not missing:
+                yield Finding("seal.json", "missing, though all spans are there", None)
+        elif missing:
+            problem = f"says that all spans are there, and span {missing[0]} is not"
+            yield Finding("seal.json", problem, None)
+        elif seal != summarise(cache.folder, cache.grid, cache.info.id):
             yield Finding("seal.json", "differs from the commit records", None)
     except KdcacheError as error:
         yield Finding("seal.json", str(error), None)
@@ -175,7 +218,7 @@ def check_teacher(
         CorruptError: a tile is damaged.
         IncompleteError: the share holds no target.
     """
-    encoding, num_classes = cache.info.encoding, cache.info.num_classes
+    encoding = cache.info.encoding
     rows_seen = agree = equal = 0
     kl, difference = 0.0, 0.0
     for span, view, rows in _sample(cache, source, share):
@@ -184,21 +227,17 @@ def check_teacher(
         if not len(usable):
             continue
         pixels = torch.from_numpy(block.pixels_GNHW3[0][usable]).permute(0, 3, 1, 2)
-        again = {name: field.cpu() for name, field in encoding.encode(teacher(pixels)).items()}
+        again = to_arrays(encoding.encode(teacher(pixels)), cache.info.specs)
         tile = cache.read_tile(span.tar, view)
-        stored = {name: field[rows][usable] for name, field in tile.fields.items()}
-        ours, theirs = (
-            encoding.decode(f, num_classes=num_classes, temperature=1.0).dense(num_classes)
-            for f in (again, stored)
-        )
-        ours, theirs = ours.double(), theirs.double()
+        stored = {name: field.numpy()[rows][usable] for name, field in tile.fields.items()}
+        ours, theirs = (_dense(cache, arrays) for arrays in (again, stored))
         terms = ours.exp() * (ours - theirs)
         kl += float(terms.nan_to_num(nan=0.0).sum())
         likely = theirs > -16
         difference = max(difference, float((ours - theirs).abs()[likely].max()))
         agree += int((ours.argmax(1) == theirs.argmax(1)).sum())
-        same = [(again[name] == field).all(1) for name, field in stored.items()]
-        equal += int(torch.stack(same).all(0).sum())
+        same = [(again[name] == array).all(1) for name, array in stored.items()]
+        equal += int(np.stack(same).all(0).sum())
         rows_seen += len(usable)
     if rows_seen == 0:
         raise IncompleteError(
@@ -206,3 +245,11 @@ def check_teacher(
             "take a larger share, or run kdcache precompute again"
         )
     return TeacherCheck(rows_seen, difference, kl / rows_seen, agree / rows_seen, equal / rows_seen)
+
+
+def _dense(cache: Cache, arrays: Arrays) -> Tensor:
+    """Return float64 log-probabilities (N, C) of encoded targets."""
+    fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    classes = cache.info.num_classes
+    target = cache.info.encoding.decode(fields, num_classes=classes, temperature=1.0)
+    return target.dense(classes).double()

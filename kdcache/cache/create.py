@@ -1,95 +1,29 @@
 """A new cache: metadata and sample names, whole or not at all."""
 
-import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCname, BloscCodec, BloscShuffle, Crc32cCodec
 
-from kdcache.cache.info import CacheInfo
-from kdcache.cache.layout import Grid, make_grid
+from kdcache.cache.info import CacheInfo, with_extent
+from kdcache.cache.layout import Grid, check_views, make_grid
+from kdcache.cache.metadata import (
+    ROOT,
+    array_document,
+    array_documents,
+    root_document,
+    to_text,
+)
 from kdcache.cache.objects import Folder
-from kdcache.cache.store import Arrays, Cache, check_pipeline, open_cache
+from kdcache.cache.shard import with_checksum
+from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import UsageError
-from kdcache.targets.encoding import Compression, FieldSpec
 
-_BLOSC: dict[Compression, tuple[BloscCname, BloscShuffle]] = {
-    "lz4-bitshuffle": (BloscCname.lz4, BloscShuffle.bitshuffle),
-    "zstd-bitshuffle": (BloscCname.zstd, BloscShuffle.bitshuffle),
-    "zstd-shuffle": (BloscCname.zstd, BloscShuffle.shuffle),
-}
-
-
-def _codecs(spec: FieldSpec) -> list[Any]:
-    name, shuffle = _BLOSC[spec.compression]
-    typesize = np.dtype(spec.dtype).itemsize
-    return [BloscCodec(cname=name, clevel=5, shuffle=shuffle, typesize=typesize), Crc32cCodec()]
-
-
-def _create_arrays(group: zarr.Group, info: CacheInfo, grid: Grid) -> None:
-    views, rows, span = grid.num_views, grid.max_rows, grid.span_views
-    for spec in info.specs:
-        group.create_array(
-            spec.name,
-            shape=(grid.num_tars, views, rows, spec.width),
-            chunks=(1, 1, rows, spec.width),
-            shards=(1, span, rows, spec.width),
-            dtype=spec.dtype,
-            fill_value=spec.fill,
-            compressors=_codecs(spec),
-            dimension_names=("tar", "view", "row", spec.name),
-        )
-    blocks = grid.blocks
-    group.create_array(
-        "witness",
-        shape=(grid.num_tars, views, blocks),
-        chunks=(1, span, blocks),
-        dtype="u8",
-        fill_value=0,
-        compressors=[Crc32cCodec()],
-        dimension_names=("tar", "view", "block"),
-    )
-
-
-def _create_samples(group: zarr.Group, samples: Arrays | None, grid: Grid) -> None:
-    for name in ("uids", "contents"):
-        array = group.create_array(
-            name,
-            shape=(grid.num_tars, grid.max_rows),
-            chunks=(1, grid.max_rows),
-            dtype="u8",
-            fill_value=0,
-            compressors=[Crc32cCodec()],
-            dimension_names=("tar", "row"),
-        )
-        if samples is not None:
-            array[:] = samples[name]
-    rows = group.create_array(
-        "rows",
-        shape=(grid.num_tars,),
-        chunks=(grid.num_tars,),
-        dtype="u4",
-        compressors=[Crc32cCodec()],
-        dimension_names=("tar",),
-    )
-    if samples is not None:
-        rows[:] = samples["rows"]
-
-
-def expected_metadata(info: CacheInfo, grid: Grid) -> dict[str, dict[str, Any]]:
-    """Return the metadata of each array that such a cache has, as in its zarr.json."""
-    with tempfile.TemporaryDirectory() as scratch:
-        group = zarr.create_group(scratch)
-        _create_arrays(group, info, grid)
-        _create_samples(group, None, grid)
-        paths = Path(scratch).glob("*/zarr.json")
-        return {path.parent.name: json.loads(path.read_bytes()) for path in paths}
+ROWS = "rows/c/0"
+Samples = Sequence[NDArray[np.uint64]]
 
 
 def create_cache(
@@ -98,8 +32,8 @@ def create_cache(
     *,
     num_views: int,
     span_views: int | None = None,
-    uids: Sequence[NDArray[np.uint64]],
-    contents: Sequence[NDArray[np.uint64]],
+    uids: Samples,
+    contents: Samples,
 ) -> Cache:
     """Create an empty cache, whole or not at all.
 
@@ -107,28 +41,71 @@ def create_cache(
     num_views; by default the largest up to 8.
 
     Raises:
-        UsageError: the path holds something else, cannot be written, the views do not fit spans, or
-            zarr runs a codec pipeline that skips checksums.
+        UsageError: the path holds something else, cannot be written, or the views do not fit spans.
     """
-    check_pipeline()
     rows = [len(tar_uids) for tar_uids in uids]
     grid = make_grid(rows, num_views=num_views, span_views=span_views, block=info.recipe.block)
-    samples = {"rows": np.array(rows, np.uint32)}
-    for name, parts in (("uids", uids), ("contents", contents)):
-        samples[name] = np.zeros((grid.num_tars, grid.max_rows), np.uint64)
-        for tar, part in enumerate(parts):
-            samples[name][tar, : len(part)] = part
+    documents = metadata_objects(info, grid)
+    samples = sample_objects(grid, {"uids": uids, "contents": contents})
+    return _publish(path, {**documents, **samples})
+
+
+def create_like(path: Path, like: Cache, *, num_views: int) -> Cache:
+    """Create an empty cache of another's id and attributes, whole or not at all.
+
+    Raises:
+        UsageError: the path holds something else, cannot be written, or the views do not fit spans.
+        CorruptError: the other's sample names are damaged.
+    """
+    grid, tars = like.grid, range(like.grid.num_tars)
+    check_views(num_views, grid.span_views)
+    attributes = with_extent(like.attributes(), views=num_views)
+    arrays = array_documents(like.info.specs, grid.with_views(num_views))
+    samples = {"uids": [like.uids(t) for t in tars], "contents": [like.contents(t) for t in tars]}
+    return _publish(
+        path,
+        {ROOT: to_text(root_document(attributes, None))}
+        | {array_document(name): to_text(document) for name, document in arrays.items()}
+        | sample_objects(grid, samples),
+    )
+
+
+def _publish(path: Path, objects: dict[str, bytes]) -> Cache:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            group = zarr.create_group(os.path.join(scratch, "cache"))
-            group.attrs["kdcache"] = info.attributes()
-            _create_arrays(group, info, grid)
-            _create_samples(group, samples, grid)
             made = Folder(Path(scratch) / "cache")
-            files = (file for file in made.path.rglob("*") if file.is_file())
-            made.sync(tuple(str(file.relative_to(made.path)) for file in files))
+            made.write(objects)
             os.rename(made.path, path)
+            Folder(path.parent).sync_folders([path.name])
     except OSError as error:
         raise UsageError(f"{path}: cannot create the cache: {error.strerror}") from error
     return open_cache(path)
+
+
+def metadata_objects(info: CacheInfo, grid: Grid) -> dict[str, bytes]:
+    """Return the metadata documents of a new cache, by name."""
+    root = root_document({"kdcache": info.attributes(grid)}, None)
+    arrays = array_documents(info.specs, grid)
+    return {ROOT: to_text(root)} | {array_document(n): to_text(d) for n, d in arrays.items()}
+
+
+def sample_objects(grid: Grid, samples: Mapping[str, Samples]) -> dict[str, bytes]:
+    """Return the objects that tell of each tar's rows, by name. samples: uids and contents."""
+    objects = {ROWS: rows_object([len(tar) for tar in samples["uids"]])}
+    for name, parts in samples.items():
+        for tar, part in enumerate(parts):
+            objects[f"{name}/c/{tar}/0"] = sample_object(grid, part)
+    return objects
+
+
+def rows_object(rows: Sequence[int] | NDArray[np.int64]) -> bytes:
+    """Return the object that holds the number of rows of each tar."""
+    return with_checksum(np.array(rows, "<u4").tobytes())
+
+
+def sample_object(grid: Grid, digests: NDArray[np.uint64]) -> bytes:
+    """Return the object that holds the uids, or the contents, of a tar's rows."""
+    padded = np.zeros(grid.max_rows, "<u8")
+    padded[: len(digests)] = digests
+    return with_checksum(padded.tobytes())

@@ -1,14 +1,24 @@
 """What a cache is: the attributes of its root group."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kdcache import __version__
+from kdcache.cache.layout import Grid
 from kdcache.errors import CorruptError, UsageError
-from kdcache.identity import FORMAT_VERSION, cache_id, digest
+from kdcache.identity import FORMAT_NEEDS, FORMAT_VERSION, cache_id, canonical_json, digest
 from kdcache.recipe.schema import Recipe, parse_recipe
-from kdcache.targets.encoding import Encoding, FieldSpec, parse_encoding
+from kdcache.targets.encoding import Encoding, parse_encoding
+from kdcache.targets.target import FieldSpec
+
+REPAIR = "kdcache repair --from a sound copy"
+_KNOWN = (
+    *("format", "needs", "id", "grid", "dataset", "recipe", "teacher", "encoding"),
+    *("num_classes", "classes", "licences", "versions", "digest"),
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,7 @@ class CacheInfo:
 
     dataset: id, num_samples, and tars as name, num_rows, digest. teacher: id (its fingerprint) and
     the text of what made it. licences: SPDX expressions of data, weights and output, or None.
+    unknown: attributes that this kdcache does not know, which it keeps.
     """
 
     dataset: dict[str, Any]
@@ -27,6 +38,7 @@ class CacheInfo:
     classes: tuple[str, ...] | None
     licences: dict[str, str | None]
     versions: dict[str, str]
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
@@ -43,11 +55,22 @@ class CacheInfo:
         """Return the stored arrays of the encoding."""
         return self.encoding.specs(self.num_classes)
 
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes as plain JSON values; digest is of all others."""
+    def attributes(self, grid: Grid, *, extends_to: int | None = None) -> dict[str, Any]:
+        """Return the attributes as plain JSON values; digest is of all others.
+
+        extends_to: the number of views that the arrays are about to have.
+        """
+        extent = {
+            "views": grid.num_views,
+            "span_views": grid.span_views,
+            "max_rows": grid.max_rows,
+        }
         body: dict[str, Any] = {
+            **self.unknown,
             "format": FORMAT_VERSION,
+            "needs": FORMAT_NEEDS,
             "id": self.id,
+            "grid": extent if extends_to is None else {**extent, "extends_to": extends_to},
             "dataset": self.dataset,
             "recipe": self.recipe.canonical(),
             "teacher": self.teacher,
@@ -57,10 +80,20 @@ class CacheInfo:
             "licences": self.licences,
             "versions": self.versions,
         }
-        return {**body, "digest": digest(body)}
+        plain: dict[str, Any] = json.loads(canonical_json(body))
+        return {**plain, "digest": digest(plain)}
 
 
-def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheInfo:
+@dataclass(frozen=True)
+class Described:
+    """What the root attributes say. extends_to: views that the arrays may have already, if more."""
+
+    info: CacheInfo
+    grid: Grid
+    extends_to: int | None
+
+
+def read_attributes(attributes: dict[str, Any], *, source: Path) -> Described:
     """Return what the root attributes of a cache say.
 
     Raises:
@@ -69,29 +102,67 @@ def info_from_attributes(attributes: dict[str, Any], *, source: Path) -> CacheIn
     """
     body = attributes.get("kdcache")
     if not isinstance(body, dict):
-        raise UsageError(f"{source}: a Zarr group, but no kdcache cache")
-    if body.get("format") != FORMAT_VERSION:
         raise UsageError(
-            f"{source}: cache format {body.get('format')}, this kdcache reads {FORMAT_VERSION}; "
-            "install the kdcache that wrote it"
+            f"{source}: a Zarr group, but no kdcache cache; choose another path or, if it was one, "
+            f"run {REPAIR}"
+        )
+    if body.get("format") != FORMAT_VERSION:
+        needs = body.get("needs", "another version")
+        raise UsageError(
+            f"{source}: cache format {body.get('format')}, this kdcache {__version__} reads "
+            f"{FORMAT_VERSION}; install kdcache {needs} or newer"
         )
     try:
         if digest({k: v for k, v in body.items() if k != "digest"}) != body["digest"]:
             raise CorruptError(
-                f"{source}/zarr.json: attributes differ from their digest; take a sound copy of it"
+                f"{source}/zarr.json: attributes differ from their digest; run {REPAIR}"
             )
-        info = CacheInfo(
-            dataset=body["dataset"],
-            recipe=parse_recipe(body["recipe"], source=f"{source}: recipe"),
-            teacher=body["teacher"],
-            encoding=parse_encoding(body["encoding"], body["num_classes"]),
-            num_classes=body["num_classes"],
-            classes=None if body["classes"] is None else tuple(body["classes"]),
-            licences=body["licences"],
-            versions=body["versions"],
-        )
-        if info.id == body["id"]:
-            return info
-    except (AttributeError, KeyError, TypeError, UsageError) as error:
-        raise CorruptError(f"{source}/zarr.json: damaged attributes: {error}") from error
-    raise CorruptError(f"{source}/zarr.json: attributes give another id than they state")
+        found = _describe(body, source=source)
+        if found.info.id == body["id"]:
+            return found
+    except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
+        raise CorruptError(
+            f"{source}/zarr.json: damaged attributes: {error}; run {REPAIR}"
+        ) from error
+    raise CorruptError(
+        f"{source}/zarr.json: attributes give another id than they state; run {REPAIR}"
+    )
+
+
+def _describe(body: dict[str, Any], *, source: Path) -> Described:
+    info = CacheInfo(
+        dataset=body["dataset"],
+        recipe=parse_recipe(body["recipe"], source=f"{source}: recipe"),
+        teacher=body["teacher"],
+        encoding=parse_encoding(body["encoding"], body["num_classes"]),
+        num_classes=body["num_classes"],
+        classes=None if body["classes"] is None else tuple(body["classes"]),
+        licences=body["licences"],
+        versions=body["versions"],
+        unknown={name: value for name, value in body.items() if name not in _KNOWN},
+    )
+    extent = body["grid"]
+    grid = Grid(
+        num_tars=len(info.dataset["tars"]),
+        num_views=extent["views"],
+        span_views=extent["span_views"],
+        max_rows=extent["max_rows"],
+        block=info.recipe.block,
+    )
+    return Described(info, grid, extent.get("extends_to"))
+
+
+def with_extent(
+    attributes: dict[str, Any], *, views: int, extends_to: int | None = None
+) -> dict[str, Any]:
+    """Return root attributes with another number of views, all else as it was.
+
+    extends_to: the number of views that the arrays are about to have.
+    """
+    body = {name: value for name, value in attributes["kdcache"].items() if name != "digest"}
+    extent = {name: value for name, value in body["grid"].items() if name != "extends_to"}
+    extent["views"] = views
+    if extends_to is not None:
+        extent["extends_to"] = extends_to
+    body["grid"] = extent
+    return {**attributes, "kdcache": {**body, "digest": digest(body)}}

@@ -9,6 +9,7 @@ from kdcache.pixels.witness import (
     PIXEL_LIBRARIES,
     Layer,
     LayerDigests,
+    join_layers,
     libraries,
     pixel_versions,
 )
@@ -18,9 +19,7 @@ def explain_difference(cache: Cache, source: BlockSource, span: Span) -> str:
     """Return what to say of a span whose pixels are made otherwise here than by its writer."""
     commit, view = cache.commit(span), cache.grid.views(span)[0]
     names: tuple[str, ...] = PIXEL_LIBRARIES
-    if not commit.layers:  # one of the first caches
-        found = "the cache does not tell in which layer"
-    elif (layer := _first_layer(cache, source, commit, view=view)) is None:
+    if (layer := _first_layer(cache, source, commit, view=view)) is None:
         found = f"no layer differs in view {view} of this tar, the one whose layers are kept"
     else:
         found = f"the first layer that differs is {layer}"
@@ -43,14 +42,16 @@ def _first_layer(cache: Cache, source: BlockSource, commit: Commit, *, view: int
 
     Renders the span's tar in that view. None where all is as the writer made it.
     """
-    ours, mixed = LayerDigests(), True
+    blocks, mixed = [], True
     stored = cache.read_witness(commit.tar, view).tolist()
     for rows, expected in zip(source.blocks(commit.tar), stored, strict=True):
+        ours = LayerDigests()
         block = source.render(commit.tar, rows, views=[view], skip=commit.unusable, layers=ours)
+        blocks.append(ours.values())
         if block.problems:
             return Layer.DECODE  # its writer decoded these images
         mixed &= int(block.witnesses()[0]) == expected
-    for name, digest in ours.values().items():
+    for name, digest in join_layers(blocks).items():
         if commit.layers[name] != digest:
             return Layer(name)
     return None if mixed else Layer.MIX

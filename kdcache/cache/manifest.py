@@ -6,12 +6,14 @@ and the sha256 of every object of its span.
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from kdcache.cache.layout import Grid, Span
+from kdcache.cache.layout import Grid, Span, span_named
 from kdcache.cache.objects import Folder
+from kdcache.cache.shard import Place
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
-from kdcache.identity import FORMAT_VERSION, canonical_json, digest
+from kdcache.identity import FORMAT_VERSION, canonical_json, digest, read_json
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
 
 SEAL = "seal.json"
@@ -21,17 +23,21 @@ SEAL = "seal.json"
 class Commit:
     """What is known of a committed span.
 
-    unusable: rows without targets, ascending. objects: size_bytes and sha256 by object name.
+    cache: id of the cache. unusable: rows without targets, ascending. objects: size_bytes and
+    sha256 by object name. tiles: by array, where the chunk of each view stands in its object; of
+    the witness there is one chunk.
     layers: digests of what each layer of the pixel function gave in the first view.
     fidelity: what the encoding lost. versions: libraries of the writer. seconds: wall time by part.
     """
 
+    cache: str
     tar: int
     run: int
     views: tuple[int, ...]
     rows: int
     unusable: tuple[int, ...]
     objects: dict[str, dict[str, int | str]]
+    tiles: dict[str, tuple[Place, ...]]
     layers: dict[str, str]
     fidelity: Fidelity
     versions: dict[str, str]
@@ -61,20 +67,27 @@ def _write(folder: Folder, name: str, body: dict[str, Any], *, replace: bool = F
 
 
 def _read(folder: Folder, name: str) -> dict[str, Any]:
-    where = folder.path / name
+    return _parse(folder.read(name), folder.path / name)
+
+
+def _parse(data: bytes, where: Path) -> dict[str, Any]:
     try:
-        body = json.loads(folder.read(name))
+        body = read_json(data)
         claimed = body.pop("digest")
         if digest(body) == claimed and body.pop("format") == FORMAT_VERSION:
             return dict(body)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise CorruptError(f"{where}: damaged record; delete it and run precompute again")
+    raise CorruptError(f"{where}: damaged record; run kdcache repair")
 
 
 def _fidelity(body: dict[str, Any]) -> Fidelity:
     return Fidelity(
-        body["rows"], body["kl"], body["agree"], tuple(body["error"]), tuple(body["gradient"])
+        body["rows"],
+        tuple(body["kl"]),
+        body["agree"],
+        tuple(body["error"]),
+        tuple(body["gradient"]),
     )
 
 
@@ -87,56 +100,60 @@ def write_commit(folder: Folder, commit: Commit) -> None:
     span = Span(commit.tar, commit.run)
     if _write(folder, span.commit_name, asdict(commit)):
         return
-    if read_commit(folder, span).objects != commit.objects:
+    if read_commit(folder, span, cache=commit.cache).objects != commit.objects:
         raise MismatchError(
             f"{folder.path / span.commit_name}: another process committed this span with other "
-            "targets; delete the record and run precompute again, with one teacher and batch size"
+            "targets; run kdcache repair, then precompute again with one teacher and batch size"
         )
 
 
-def read_commit(folder: Folder, span: Span) -> Commit:
-    """Return a span's commit record.
+def read_commit(folder: Folder, span: Span, *, cache: str) -> Commit:
+    """Return a span's commit record. cache: the id of the cache.
 
     Raises:
         IncompleteError: the span is not committed.
-        CorruptError: the record is damaged.
+        CorruptError: the record is damaged, or of another span or cache.
     """
     try:
-        body = _read(folder, span.commit_name)
+        data = folder.read(span.commit_name)
+    except FileNotFoundError:
+        raise IncompleteError(
+            f"{folder.path}: span {span} is not computed; run kdcache precompute again"
+        ) from None
+    return parse_commit(data, span, cache=cache, where=folder.path / span.commit_name)
+
+
+def parse_commit(data: bytes, span: Span, *, cache: str, where: Path) -> Commit:
+    """Return what the bytes of a span's commit record say; as read_commit.
+
+    Raises:
+        CorruptError: the record is damaged, or of another span or cache.
+    """
+    try:
+        body = _parse(data, where)
         commit = Commit(
             **{
                 **body,
                 "views": tuple(body["views"]),
                 "unusable": tuple(body["unusable"]),
-                "layers": body.get("layers", {}),  # the first caches have none
+                "tiles": {name: tuple(Place(*p) for p in ps) for name, ps in body["tiles"].items()},
                 "fidelity": _fidelity(body["fidelity"]),
             }
         )
-    except FileNotFoundError:
-        raise IncompleteError(
-            f"{folder.path}: span {span} is not computed; run kdcache precompute again"
-        ) from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
+        raise CorruptError(f"{where}: fields are missing; run kdcache repair") from None
+    if (commit.tar, commit.run) != span or commit.cache != cache:
         raise CorruptError(
-            f"{folder.path / span.commit_name}: fields are missing; delete it and run "
-            "precompute again"
-        ) from None
-    if (commit.tar, commit.run) != span:
-        raise CorruptError(
-            f"{folder.path / span.commit_name}: the record of span {commit.tar}-{commit.run}; "
-            "delete it and run precompute again"
+            f"{where}: the record of span {commit.tar}-{commit.run} of cache {commit.cache[:12]}, "
+            f"expected {span} of {cache[:12]}; run kdcache repair"
         )
     return commit
 
 
 def committed(folder: Folder) -> set[Span]:
     """Return the spans that have a commit record."""
-    spans = set()
-    for name in folder.names("commits"):
-        tar, dash, index = name.removesuffix(".json").partition("-")
-        if name.endswith(".json") and dash and tar.isdigit() and index.isdigit():
-            spans.add(Span(int(tar), int(index)))
-    return spans
+    spans = map(span_named, folder.names("commits"))
+    return {span for span in spans if span is not None}
 
 
 def missing(folder: Folder, grid: Grid) -> list[Span]:
@@ -152,7 +169,7 @@ def summarise(folder: Folder, grid: Grid, cache: str) -> Seal:
     done = committed(folder)
     for span in grid.spans():
         if span in done:
-            commit = read_commit(folder, span)
+            commit = read_commit(folder, span, cache=cache)
             size_bytes += commit.size_bytes
             fidelity += commit.fidelity
             if commit.unusable:
@@ -176,5 +193,10 @@ def read_seal(folder: Folder) -> Seal | None:
         body = _read(folder, SEAL)
     except FileNotFoundError:
         return None
-    rows = {int(tar): tuple(found) for tar, found in body["unusable"].items()}
-    return Seal(**{**body, "unusable": rows, "fidelity": _fidelity(body["fidelity"])})
+    try:
+        rows = {int(tar): tuple(found) for tar, found in body["unusable"].items()}
+        return Seal(**{**body, "unusable": rows, "fidelity": _fidelity(body["fidelity"])})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CorruptError(
+            f"{folder.path / SEAL}: fields are missing; run kdcache repair"
+        ) from None

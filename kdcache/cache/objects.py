@@ -6,12 +6,33 @@ Invariant: an object is seen whole or not at all, and what is published has reac
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from kdcache.errors import CorruptError, UsageError
-from kdcache.files import sync, write_whole
+from kdcache.errors import CorruptError, KdcacheError, UsageError
+from kdcache.files import PARTIAL, sync, write_whole
+
+
+def _fill(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _sweep(folder: Path, prefix: str = "") -> None:
+    """Delete the partial files of a folder whose names begin so."""
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith(prefix) and entry.name.endswith(PARTIAL):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def unreadable(path: Path | str, error: OSError) -> KdcacheError:
+    """Return what to raise where the system cannot read a file of a cache."""
+    if isinstance(error, FileNotFoundError):
+        return CorruptError(f"{path}: missing; run kdcache repair")
+    if isinstance(error, PermissionError):
+        return UsageError(f"{path}: {error.strerror}; give permission to read it")
+    return CorruptError(f"{path}: cannot be read: {error.strerror}; run kdcache repair")
 
 
 class Folder:
@@ -21,8 +42,18 @@ class Folder:
         self.path = path
 
     def read(self, name: str) -> bytes:
-        """Return an object's bytes."""
-        return (self.path / name).read_bytes()
+        """Return an object's bytes.
+
+        Raises:
+            FileNotFoundError: it is missing.
+            CorruptError, UsageError: the system cannot read it.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unreadable(self.path / name, error) from error
 
     def exists(self, name: str) -> bool:
         """Return whether an object is there."""
@@ -32,74 +63,112 @@ class Folder:
         """Return the names of the objects directly in a folder, sorted."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path / folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def publish(self, name: str, data: bytes, *, replace: bool = False) -> bool:
-        """Write a whole object durably; return False, changing nothing, if it is there already."""
+        """Write a whole object durably; return False, changing nothing, if it is there already.
+
+        One that is replaced has one writer at a time: what killed ones left of it is swept away.
+        """
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        return write_whole(target, lambda path: path.write_bytes(data), replace=replace)
+        if replace:
+            _sweep(target.parent, f".{target.name}.")
+        fill = partial(_fill, data=data)
+        published = write_whole(target, fill, replace=replace, sync_folder=False)
+        self.sync_folders([name])  # the object's folder may be as new
+        return published
 
-    def clear(self, names: tuple[str, ...]) -> None:
-        """Delete objects and whatever a killed writer left beside them."""
-        for name in names:
-            folder = (self.path / name).parent
-            if folder.is_dir():
-                for entry in list(os.scandir(folder)):
-                    os.unlink(entry.path)
+    def write(self, objects: Mapping[str, bytes]) -> None:
+        """Write whole objects, in place of what is there, and force them to the disk.
 
-    def sync(self, names: tuple[str, ...]) -> None:
-        """Force objects, and the folders on the way to them, to the disk."""
+        What killed writers left beside them is swept away.
+        """
+        for name, data in objects.items():
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
+            write_whole(target, partial(_fill, data=data), sync_folder=False)
+        self.sync_folders(objects)
+
+    def sync_folders(self, names: Iterable[str]) -> None:
+        """Force the names of objects, and of the folders on the way to them, to the disk."""
         folders: set[Path] = set()
         for name in names:
-            sync(self.path / name)
-            folders.update((self.path / name).relative_to(self.path).parents)
+            folders.update(Path(name).parents)
         for folder in sorted(folders, reverse=True):
             sync(self.path / folder)
+
+    def remove(self, name: str) -> None:
+        """Delete an object if it is there, durably."""
+        (self.path / name).unlink(missing_ok=True)
+        if (self.path / name).parent.is_dir():
+            sync((self.path / name).parent)
 
     def digest(self, name: str) -> dict[str, int | str]:
         """Return an object's size in bytes and sha256.
 
         Raises:
-            CorruptError: the object is missing.
+            CorruptError, UsageError: the object is missing, or cannot be read.
         """
         try:
             with (self.path / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
                 return {"size_bytes": file.tell(), "sha256": found}
-        except FileNotFoundError:
-            raise CorruptError(
-                f"{self.path / name}: missing; delete the commit record and run precompute again"
-            ) from None
+        except OSError as error:
+            raise unreadable(self.path / name, error) from None
 
     @contextmanager
     def lock(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold the numbered lock of this folder; yields False if another process holds it.
-
-        Locks are byte ranges of one file, released by the system when a process dies. A process
-        may hold one at a time: POSIX drops all of them when it closes the file once.
+        """Hold one numbered lock of this folder; yields False if another process holds it.
 
         Raises:
-            UsageError: the folder is read-only, or its file system has no locks.
+            UsageError: as Locks.
         """
-        try:
-            file = (self.path / ".lock").open("ab")
-        except OSError as error:
-            raise self._no_lock(error) from error
-        with file:
-            try:
-                flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-                fcntl.lockf(file, flags, 1, number)
-                held = True
-            except (BlockingIOError, PermissionError):
-                held = False
-            except OSError as error:
-                raise self._no_lock(error) from error
-            yield held  # closing the file releases the lock
+        with Locks(self.path) as locks:
+            yield locks.take(number, wait=wait)
 
-    def _no_lock(self, error: OSError) -> UsageError:
+
+class Locks:
+    """Numbered locks of a folder, released by the system when this process dies.
+
+    Byte ranges of one file. POSIX drops all locks of a process when it closes that file once: a
+    process holds those of a folder by one of these at a time.
+
+    Raises:
+        UsageError: the folder is read-only, or its file system has no locks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+        try:
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __enter__(self) -> "Locks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def take(self, number: int, *, wait: bool) -> bool:
+        """Take a lock; return False if another process holds it, unless waiting for it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise self._refused(error) from error
+        return True
+
+    def free(self, number: int) -> None:
+        """Give a lock back."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+    def _refused(self, error: OSError) -> UsageError:
         return UsageError(
-            f"{self.path / '.lock'}: cannot be locked: {error.strerror}; give permission to write "
-            "there, or choose another path, then run precompute again"
+            f"{self._path}: cannot be locked: {error.strerror}; give permission to write there, or "
+            "choose another path, then run the same command again"
         )

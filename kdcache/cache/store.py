@@ -1,13 +1,12 @@
 """A cache as a Zarr v3 group: open, write a span, read a tile.
 
-Invariant: a tile is read only under its commit record, since zarr reads a missing object as fill
-values without a word; the fill values in it are checked against the record as well.
+Invariant: a tile is read only under its commit record, which says where its chunks stand and what
+their checksums are: an object that is missing, another span's or of another run is never taken for
+this one's. Its bytes are those that zarr-python writes and reads (zarr_path.py).
 """
 
 import os
 import time
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
 
-from kdcache.cache.info import info_from_attributes
-from kdcache.cache.layout import Grid, Span, object_names
+from kdcache.cache.info import read_attributes
+from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
 from kdcache.cache.manifest import (
+    SEAL,
     Commit,
     Seal,
     missing,
@@ -30,12 +29,35 @@ from kdcache.cache.manifest import (
     write_commit,
     write_seal,
 )
-from kdcache.cache.objects import Folder
+from kdcache.cache.metadata import (
+    ROOT,
+    Document,
+    array_document,
+    array_documents,
+    consolidation,
+    root_document,
+    to_text,
+)
+from kdcache.cache.objects import Folder, unreadable
+from kdcache.cache.shard import (
+    Place,
+    checksum,
+    decode_tile,
+    encode_tile,
+    join_chunks,
+    shard_index,
+    stated_checksum,
+    with_checksum,
+    without_checksum,
+)
+from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
-from kdcache.targets.encoding import Fields
+from kdcache.identity import read_json
 from kdcache.targets.fidelity import Fidelity
+from kdcache.targets.packed import Arrays
+from kdcache.targets.target import Fields
 
-Arrays = Mapping[str, NDArray[Any]]
+REPAIR = "run kdcache repair"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,139 +69,151 @@ class Tile:
 
 
 def is_cache(path: Path) -> bool:
-    """Return whether a Zarr group stands at path."""
-    return (path / "zarr.json").is_file()
+    """Return whether a Zarr group stands at path, or a cache that has lost its root document."""
+    return (path / ROOT).is_file() or (path / array_document("rows")).is_file()
 
 
-def open_cache(path: Path) -> "Cache":
-    """Return the cache at path.
+def open_cache(path: Path, *, checked: bool = True) -> "Cache":
+    """Return the cache at path. checked: False leaves it to problems() to find damaged metadata.
 
     Raises:
-        UsageError: no cache is there, its format is newer, or zarr runs a codec pipeline that skips
-            checksums.
+        UsageError: no cache is there, or its format is newer.
         CorruptError: its metadata are damaged.
     """
     if not is_cache(path):
         raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
-    check_pipeline()
-    return Cache(path)
+    while True:
+        root = _bytes(path / ROOT)
+        try:
+            return Cache(path, checked=checked)
+        except CorruptError:
+            if _bytes(path / ROOT) == root:
+                raise  # else it was being extended
 
 
-def check_pipeline() -> None:
-    """Check that zarr verifies checksums.
-
-    Raises:
-        UsageError: zarr runs a codec pipeline that skips them.
-    """
-    pipeline = str(zarr.config.get("codec_pipeline.path"))
-    if "zarrs" in pipeline:
-        raise UsageError(
-            f"zarr's codec pipeline is {pipeline}, which skips checksums on partial reads; "
-            "unset codec_pipeline.path"
-        )
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 class Cache:
-    """An open cache. Survives fork and pickling: arrays are opened anew in each process."""
+    """An open cache. Holds no file open, so that it works in forked and in spawned processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, checked: bool = True) -> None:
         self.path = path
         self.folder = Folder(path)
-        self._pid = 0
-        self._arrays: dict[str, Any] = {}
-        self.info = info_from_attributes(self._root().attrs.asdict(), source=path)
-        self.rows: NDArray[np.int64] = self._get("rows", slice(None)).astype(np.int64)
-        shape, shards = self._array(self.info.specs[0].name).shape, self._span_views()
-        self.grid = Grid(shape[0], shape[1], shards, shape[2], self.info.recipe.block)
-        if self.rows.min() < 1 or self.rows.max() > self.grid.max_rows:
-            raise CorruptError(f"{self.path}/rows: damaged or missing; take a sound copy of it")
+        self._root = str(path)  # joining paths takes longer than reading a tile's chunk
+        attributes = self._document(ROOT).get("attributes")
+        described = read_attributes(attributes if isinstance(attributes, dict) else {}, source=path)
+        self.info, self.grid = described.info, described.grid
+        self.extends_to = described.extends_to
+        self.rows = np.array([t["num_rows"] for t in self.info.dataset["tars"]], np.int64)
+        if checked and (problems := self.problems()):
+            raise CorruptError(f"{'; '.join(problems.values())}; {REPAIR}")
         self.commit = lru_cache(maxsize=4096)(self._read_commit)
-        self._proven = lru_cache(maxsize=4096)(self._prove)
+        self._witnesses = lru_cache(maxsize=256)(self._read_witnesses)
+        self._sound: set[str] = set()  # objects whose index was compared
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (open_cache, (self.path,))
 
-    def _root(self) -> zarr.Group:
+    # --- what the cache is ---------------------------------------------------------------------
+
+    def _document(self, name: str) -> Document:
         try:
-            return zarr.open_group(str(self.path), mode="r+", use_consolidated=False)
-        except Exception as error:
-            raise CorruptError(f"{self.path}/zarr.json: damaged: {error}") from error
+            return dict(read_json(self.folder.read(name)))
+        except FileNotFoundError:
+            problem = "missing"
+        except (ValueError, TypeError, RecursionError) as error:
+            problem = f"damaged: {error}"
+        advice = f"{REPAIR} --from a sound copy" if name == ROOT else REPAIR
+        raise CorruptError(f"{self.path / name}: {problem}; {advice}")
 
-    def _span_views(self) -> int:
-        shards = self._array(self.info.specs[0].name).shards
-        if shards is None:
-            raise CorruptError(f"{self.path}: arrays are not sharded; not a kdcache cache")
-        return int(shards[1])
+    def attributes(self) -> Document:
+        """Return the root group's attributes as they are on the disk now, others' among them."""
+        return dict(self._document(ROOT)["attributes"])
 
-    def _array(self, name: str) -> Any:
-        if self._pid != os.getpid():
-            self._arrays, self._pid = {}, os.getpid()
-        if name not in self._arrays:
+    def array_metadata(self) -> dict[str, Document]:
+        """Return what the metadata of each array should be."""
+        return array_documents(self.info.specs, self.grid)
+
+    def problems(self) -> dict[str, str]:
+        """Return what is wrong with objects that the attributes decide, by name."""
+        expected, problems = self.array_metadata(), {}
+        grown = expected
+        if self.extends_to is not None:
+            grown = array_documents(self.info.specs, self.grid.with_views(self.extends_to))
+        root = self._document(ROOT)
+        if root.get("consolidated_metadata") == consolidation(expected):
+            del root["consolidated_metadata"]
+        # Attributes beside ours are those of others.
+        if root != root_document(root["attributes"], None):
+            problems[ROOT] = f"{self.path / ROOT}: is not the metadata of this cache"
+        for array, document in expected.items():
+            name = array_document(array)
             try:
-                # Every object is written, even one of nothing but fill values.
-                with zarr.config.set({"array.write_empty_chunks": True}):
-                    self._arrays[name] = self._root()[name]
-            except KeyError:
-                raise CorruptError(f"{self.path}: array {name} is missing") from None
-            except CorruptError:
-                raise
-            except Exception as error:  # zarr raises many kinds
-                raise CorruptError(f"{self.path}/{name}/zarr.json: damaged: {error}") from error
-        return self._arrays[name]
-
-    def _get(self, name: str, where: Any) -> NDArray[Any]:
+                if self._document(name) not in (document, grown[array]):
+                    problems[name] = f"{self.path / name}: differs from what this cache's " + (
+                        "attributes ask for"
+                    )
+            except CorruptError as error:
+                problems[name] = str(error).removesuffix(f"; {REPAIR}")
         try:
-            return np.asarray(self._array(name)[where])
-        except CorruptError:
-            raise
-        except Exception as error:  # codecs raise many kinds
-            at = ", ".join(str(part) for part in where) if isinstance(where, tuple) else "all"
-            raise CorruptError(
-                f"{self.path}: {name} at {at} is damaged ({error}); kdcache verify names the spans "
-                "to compute again"
-            ) from error
+            if not np.array_equal(self._stored("rows", None), self.rows):
+                problems["rows/c/0"] = f"{self.path / 'rows/c/0'}: unlike the dataset"
+        except CorruptError as error:
+            problems["rows/c/0"] = str(error).removesuffix(f"; {REPAIR}")
+        return problems
+
+    def _stored(self, array: str, tar: int | None) -> NDArray[Any]:
+        """Return what is known of all tars, or of one tar's rows."""
+        name = f"{array}/c/0" if tar is None else f"{array}/c/{tar}/0"
+        try:
+            data = without_checksum(self.folder.read(name), str(self.path / name))
+        except FileNotFoundError:
+            raise CorruptError(f"{self.path / name}: missing; {REPAIR}") from None
+        return np.frombuffer(data, "<u4" if tar is None else "<u8")
 
     def uids(self, tar: int) -> NDArray[np.uint64]:
         """Return the uids of a tar's rows, uint64."""
-        return self._samples("uids", tar)
+        return self._samples(tar)[0]
 
     def contents(self, tar: int) -> NDArray[np.uint64]:
         """Return the digests of a tar's image files, uint64."""
-        return self._samples("contents", tar)
+        return self._samples(tar)[1]
 
-    def _samples(self, name: str, tar: int) -> NDArray[np.uint64]:
-        found = self._get(name, (tar,))[: self.rows[tar]]
-        if not found.all():  # zero is the fill value
-            raise CorruptError(f"{self.path}/{name}: tar {tar} is missing; take a sound copy of it")
-        return found
+    def _samples(self, tar: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        rows = slice(0, int(self.rows[tar]))
+        uids, contents = (self._stored(name, tar)[rows] for name in ("uids", "contents"))
+        if tar_digest(uids, contents) != self.info.dataset["tars"][tar]["digest"]:
+            raise CorruptError(
+                f"{self.path}: uids and contents of tar {tar} differ from its digest; {REPAIR}"
+            )
+        return uids, contents
+
+    # --- what it holds -------------------------------------------------------------------------
 
     def _read_commit(self, span: Span) -> Commit:
-        return read_commit(self.folder, span)
-
-    def _prove(self, span: Span) -> Commit:
-        """Return a span's record, its objects compared with it; done once in each process.
-
-        Checksums within an object do not tell that it is missing or another span's.
-        """
-        commit = self.commit(span)
-        for name in object_names(span, self.info.specs):
-            if self.folder.digest(name) != commit.objects.get(name):
-                raise CorruptError(
-                    f"{self.path / name}: its sha256 differs from its commit record; delete the "
-                    "record and run precompute again"
-                )
-        return commit
+        return read_commit(self.folder, span, cache=self.info.id)
 
     def missing(self) -> list[Span]:
         """Return the spans that are not committed, in order."""
         return missing(self.folder, self.grid)
 
-    def totals(self) -> Seal:
-        """Return the totals of the committed spans, from the seal where the cache is sealed."""
+    def valid_seal(self) -> Seal | None:
+        """Return the totals that were sealed when the cache was complete; None if it was not."""
         seal = read_seal(self.folder)
         if seal is None or seal.views != self.grid.num_views or seal.cache != self.info.id:
-            return summarise(self.folder, self.grid, self.info.id)
+            return None
         return seal
+
+    def totals(self) -> Seal:
+        """Return the totals of the committed spans, from the seal where the cache is sealed."""
+        return self.valid_seal() or summarise(self.folder, self.grid, self.info.id)
+
+    # --- writing -------------------------------------------------------------------------------
 
     def write_span(
         self,
@@ -202,28 +236,24 @@ class Cache:
             UsageError: the disk is full or read-only.
             MismatchError: another process committed the span with other targets.
         """
-        names = object_names(span, self.info.specs)
         views = self.grid.views(span)
-        where = slice(views.start, views.stop)
-        rows = int(self.rows[span.tar])
+        data, tiles = self._encode(fields, len(views))
+        blocks = np.zeros((len(views), self.grid.blocks), "<u8")
+        blocks[:, : witness.shape[1]] = witness
+        data["witness"] = with_checksum(blocks.tobytes())
+        tiles["witness"] = (Place(0, len(data["witness"]), checksum(blocks.tobytes())),)
+        objects = {name: data[array] for array, name in object_names(span, self.info.specs).items()}
         try:
-            self.folder.clear(names)
-            for spec in self.info.specs:
-                shape = (len(views), self.grid.max_rows, spec.width)
-                tile = np.full(shape, spec.fill, spec.dtype)
-                tile[:, :rows] = fields[spec.name]
-                self._array(spec.name)[span.tar, where] = tile
-            blocks = np.zeros((len(views), self.grid.blocks), np.uint64)
-            blocks[:, : witness.shape[1]] = witness
-            self._array("witness")[span.tar, where] = blocks
-            self.folder.sync(names)
+            self.folder.write(objects)
             commit = Commit(
+                cache=self.info.id,
                 tar=span.tar,
                 run=span.run,
                 views=tuple(views),
-                rows=rows,
+                rows=int(self.rows[span.tar]),
                 unusable=self._unusable(fields),
-                objects={name: self.folder.digest(name) for name in names},
+                objects={name: self.folder.digest(name) for name in objects},
+                tiles=tiles,
                 layers=layers,
                 fidelity=fidelity,
                 versions=versions,
@@ -231,12 +261,79 @@ class Cache:
             )
             write_commit(self.folder, commit)
         except OSError as error:
-            raise self._cannot_write(f"span {span}", error) from error
+            raise self.cannot_write(f"span {span}", error) from error
         return commit
 
+    def _encode(
+        self, fields: Arrays, num_views: int
+    ) -> tuple[dict[str, bytes], dict[str, tuple[Place, ...]]]:
+        """Return a span's shards, and where their chunks stand, by array."""
+        tiles = [
+            encode_tile(
+                {name: array[view] for name, array in fields.items()},
+                self.info.specs,
+                num_rows=self.grid.max_rows,
+            )
+            for view in range(num_views)
+        ]
+        joined = {s.name: join_chunks([tile[s.name] for tile in tiles]) for s in self.info.specs}
+        return (
+            {name: shard for name, (shard, _) in joined.items()},
+            {name: places for name, (_, places) in joined.items()},
+        )
+
     def _unusable(self, fields: Arrays) -> tuple[int, ...]:
-        tensors = {name: torch.from_numpy(array[0]) for name, array in fields.items()}
-        return tuple(np.flatnonzero(~self.info.encoding.usable(tensors).numpy()).tolist())
+        first = {name: array[0] for name, array in fields.items()}
+        return tuple(np.flatnonzero(~self.info.encoding.usable(first)).tolist())
+
+    def seal(self) -> Seal:
+        """Write the totals and consolidated metadata of a complete cache; return its totals.
+
+        One that was given more views meanwhile is left as it is.
+
+        Raises:
+            IncompleteError: spans are missing.
+            UsageError: the disk is full or read-only.
+        """
+        if self.folder.exists(SEAL):  # a read-only folder cannot be locked
+            seal, root = self._complete_totals(), self._sealed_root()
+            if seal == read_seal(self.folder) and root == self._document(ROOT):
+                return seal
+        with self.folder.lock(EXTENT_LOCK, wait=True):
+            seal, root = self._complete_totals(), self._sealed_root()
+            try:
+                if root is not None and root != self._document(ROOT):
+                    self.folder.publish(ROOT, to_text(root), replace=True)
+                if root is not None and seal != read_seal(self.folder):
+                    write_seal(self.folder, seal)
+            except OSError as error:
+                raise self.cannot_write("the seal", error) from error
+        return seal
+
+    def _complete_totals(self) -> Seal:
+        if absent := self.missing():
+            raise IncompleteError(
+                f"{self.path}: {len(absent)} spans are missing, the first is {absent[0]}; "
+                "run kdcache precompute again"
+            )
+        return summarise(self.folder, self.grid, self.info.id)
+
+    def _sealed_root(self) -> Document | None:
+        """Return the root document of the sealed cache; None if it has other views by now."""
+        now = read_attributes(attributes := self.attributes(), source=self.path)
+        if now.grid != self.grid:
+            return None
+        # An extension that was stopped goes on from the document that it left.
+        return root_document(attributes, None if now.extends_to else self.array_metadata())
+
+    def cannot_write(self, what: str, error: OSError) -> UsageError:
+        """Return the error of a full or read-only disk."""
+        return UsageError(
+            f"{self.path}: cannot write {what}: {error.strerror or error}; committed spans are "
+            "safe; free space or permissions, then run the same command again"
+        )
+
+    # --- reading -------------------------------------------------------------------------------
 
     def read_tile(self, tar: int, view: int) -> Tile:
         """Return the targets of a tar in a view.
@@ -245,21 +342,59 @@ class Cache:
             IncompleteError: the tile is not computed.
             CorruptError: its bytes are damaged or unlike its commit record.
         """
-        commit = self._proven(self.grid.span_of(tar, view))
+        span, position = self.grid.span_of(tar, view), view % self.grid.span_views
+        commit = self.commit(span)
         rows = int(self.rows[tar])
-        arrays = {s.name: self._get(s.name, (tar, view))[:rows] for s in self.info.specs}
-        fields = {name: torch.from_numpy(_signed(array)) for name, array in arrays.items()}
-        usable = self.info.encoding.usable(fields).numpy()
-        expected = np.ones(rows, bool)
-        expected[list(commit.unusable)] = False
-        indices = fields.get("indices")
-        outside = indices is not None and bool((indices[usable] >= self.info.num_classes).any())
-        if commit.rows != rows or not np.array_equal(usable, expected) or outside:
+        names = object_names(span, self.info.specs)
+        chunks = {
+            s.name: self._chunk(commit, s.name, names[s.name], position) for s in self.info.specs
+        }
+        where = f"{self.path}: tar {tar}, view {view}"
+        arrays = decode_tile(
+            chunks, self.info.specs, num_rows=rows, max_rows=self.grid.max_rows, where=where
+        )
+        usable = self.info.encoding.usable(arrays)
+        if commit.rows != rows or tuple(np.flatnonzero(~usable).tolist()) != commit.unusable:
+            raise CorruptError(f"{where} is unlike its commit record; {REPAIR}")
+        return Tile({name: torch.from_numpy(array) for name, array in arrays.items()}, usable)
+
+    def _chunk(self, commit: Commit, array: str, name: str, position: int) -> bytes:
+        """Return the bytes of one chunk of an object, as its commit record describes them."""
+        places, path = commit.tiles.get(array, ()), f"{self._root}/{name}"
+        if position >= len(places) or name not in commit.objects:
+            raise CorruptError(f"{path}: its commit record does not tell of it; {REPAIR}")
+        place = places[position]
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        try:
+            if name not in self._sound:
+                self._compare_object(file, commit, name=name, places=places)
+                self._sound.add(name)
+            chunk = os.pread(file, place.size_bytes, place.offset)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        finally:
+            os.close(file)
+        if stated_checksum(chunk) != place.crc32c:
             raise CorruptError(
-                f"{self.path}: tar {tar}, view {view} is unlike its commit record (an object may "
-                "be missing); kdcache verify names the spans to compute again"
+                f"{path}: damaged, or of another run: a checksum differs from the commit record's; "
+                f"{REPAIR}"
             )
-        return Tile(fields, usable)
+        return chunk
+
+    def _compare_object(
+        self, file: int, commit: Commit, *, name: str, places: tuple[Place, ...]
+    ) -> None:
+        """Compare an object's size, and the index of a shard, with the commit record."""
+        size, expected = os.fstat(file).st_size, commit.objects[name]["size_bytes"]
+        end = places[-1].offset + places[-1].size_bytes
+        index = b"" if name.startswith("witness/") else shard_index(places)
+        if os.pread(file, len(index) + 1, end) != index:
+            raise CorruptError(f"{self.path / name}: damaged: its index differs; {REPAIR}")
+        if size != expected:
+            raise CorruptError(f"{self.path / name}: {size} bytes, {expected} committed; {REPAIR}")
 
     def read_witness(self, tar: int, view: int) -> NDArray[np.uint64]:
         """Return the witness of each block of a tar in a view, uint64.
@@ -268,43 +403,11 @@ class Cache:
             IncompleteError: the tile is not computed.
             CorruptError: the object is missing or damaged.
         """
-        self._proven(self.grid.span_of(tar, view))
+        witnesses = self._witnesses(self.grid.span_of(tar, view))
         blocks = -(-int(self.rows[tar]) // self.grid.block)
-        return self._get("witness", (tar, view))[:blocks]
+        return witnesses[view % self.grid.span_views, :blocks]
 
-    def seal(self) -> Seal:
-        """Write the totals and consolidated metadata of a complete cache.
-
-        Raises:
-            IncompleteError: spans are missing.
-            UsageError: the disk is full or read-only.
-        """
-        absent = self.missing()
-        if absent:
-            raise IncompleteError(
-                f"{self.path}: {len(absent)} spans are missing, the first is {absent[0]}; "
-                "run kdcache precompute again"
-            )
-        seal = summarise(self.folder, self.grid, self.info.id)
-        if seal == read_seal(self.folder):
-            return seal
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # zarr warns that others may not know the format
-                zarr.consolidate_metadata(str(self.path))
-            self.folder.sync(("zarr.json",))
-            write_seal(self.folder, seal)
-        except OSError as error:
-            raise self._cannot_write("the seal", error) from error
-        return seal
-
-    def _cannot_write(self, what: str, error: OSError) -> UsageError:
-        return UsageError(
-            f"{self.path}: cannot write {what}: {error.strerror or error}; committed spans are "
-            "safe; free space or permissions, then run precompute again"
-        )
-
-
-def _signed(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of a dtype that torch holds: unsigned indices become int64."""
-    return array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array
+    def _read_witnesses(self, span: Span) -> NDArray[np.uint64]:
+        name = object_names(span, self.info.specs)["witness"]
+        data = self._chunk(self.commit(span), "witness", name, 0)[:-4]
+        return np.frombuffer(data, "<u8").reshape(self.grid.span_views, self.grid.blocks)

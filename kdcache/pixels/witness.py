@@ -1,5 +1,6 @@
 """Digests of the pixels handed over, by which a replay proves itself, and of what led to them."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.metadata import version
 
@@ -39,7 +40,7 @@ def pixel_versions() -> dict[str, str]:
 
 
 class LayerDigests:
-    """Digests of what each layer gave for the usable rows of a tar in one view, row after row.
+    """Digests of what each layer gave for the usable rows of a block in one view, row after row.
 
     Where witnesses differ, the first of these that differs names the culprit. Mixing has none: it
     is to blame where all others agree.
@@ -53,6 +54,14 @@ class LayerDigests:
         """Add a row's result; its bytes count, in C order."""
         self._digests[layer].update(np.ascontiguousarray(array).data)
 
-    def values(self) -> dict[str, str]:
-        """Return the digest of each layer, 16 hexadecimal digits."""
-        return {layer.value: digest.hexdigest() for layer, digest in self._digests.items()}
+    def values(self) -> dict[str, int]:
+        """Return the digest of each layer, below 2**64."""
+        return {layer.value: digest.intdigest() for layer, digest in self._digests.items()}
+
+
+def join_layers(blocks: Sequence[dict[str, int]]) -> dict[str, str]:
+    """Return the digest of each layer over the blocks of a tar, 16 hexadecimal digits."""
+    return {
+        layer: xxhash.xxh3_64_hexdigest(np.array([b[layer] for b in blocks], "<u8").tobytes())
+        for layer in blocks[0]
+    }

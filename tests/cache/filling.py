@@ -39,6 +39,8 @@ class Filled:
         encoded = to_arrays(cache.info.encoding.encode(logits), cache.info.specs)
         arrays = {}
         for spec in cache.info.specs:
+            if spec.layout == "counts":
+                continue
             arrays[spec.name] = encoded[spec.name].reshape(len(views), rows, spec.width)
             arrays[spec.name][:, list(self.unusable.get(span.tar, ()))] = spec.fill
         blocks = -(-rows // cache.grid.block)
@@ -84,24 +86,26 @@ def empty(
     unusable: dict[int, tuple[int, ...]] | None = None,
     num_views: int = 4,
     span_views: int | None = 2,
+    teacher: str = "t",
 ) -> Filled:
     """Return a cache without spans."""
     first = np.cumsum([1, *rows])
     names = [np.arange(f, f + n, dtype=np.uint64) for f, n in zip(first, rows, strict=False)]
+    contents = [~part for part in names]
     cache = create_cache(
         path,
-        tiny.make_info(num_classes, encoding),
+        tiny.make_info(num_classes, encoding, teacher=teacher, uids=names, contents=contents),
         num_views=num_views,
         span_views=span_views,
         uids=names,
-        contents=[~part for part in names],
+        contents=contents,
     )
     return Filled(cache, unusable or {})
 
 
-def full(path: Path, **options: Any) -> Filled:
+def full(path: Path, *, seed: int = 0, **options: Any) -> Filled:
     """Return a cache with all spans; options as empty."""
     filled = empty(path, **options)
     for span in filled.cache.grid.spans():
-        filled.write(span)
+        filled.write(span, seed=seed)
     return filled

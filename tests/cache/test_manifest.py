@@ -23,19 +23,23 @@ from kdcache.cache.manifest import (
     write_seal,
 )
 from kdcache.cache.objects import Folder
+from kdcache.cache.shard import Place
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
 from kdcache.identity import digest
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
 
-FIDELITY = Fidelity(40, 0.1 + 0.2, 39, (1e-30, 0.5, 1e300), (1.0, 2.0, 3.0))
+FIDELITY = Fidelity(40, (0.1 + 0.2, 0.0, 1e-9), 39, (1e-30, 0.5, 1e300), (1.0, 2.0, 3.0))
+ID = "5e" * 32
 COMMIT = Commit(
+    cache=ID,
     tar=2,
     run=1,
     views=(4, 5, 6, 7),
     rows=10,
     unusable=(3, 9),
     objects={"values/c/2/1/0/0": {"size_bytes": 77, "sha256": "ab" * 32}},
+    tiles={"values": (Place(0, 30, 2**32 - 1), Place(30, 23, 0))},
     layers={"draw": "0f" * 8},
     fidelity=FIDELITY,
     versions={"torch": "2", "device": "é"},
@@ -46,6 +50,7 @@ SPAN = Span(2, 1)
 numbers = st.integers(0, 2**40)
 commits = st.builds(
     Commit,
+    cache=st.text(),
     tar=st.integers(0, 9),
     run=st.integers(0, 9),
     views=st.lists(numbers).map(tuple),
@@ -54,11 +59,15 @@ commits = st.builds(
     objects=st.dictionaries(
         st.text(), st.fixed_dictionaries({"size_bytes": numbers, "sha256": st.text()})
     ),
+    tiles=st.dictionaries(
+        st.text(),
+        st.lists(st.builds(Place, numbers, numbers, st.integers(0, 2**32 - 1))).map(tuple),
+    ),
     layers=st.dictionaries(st.text(), st.text()),
     fidelity=st.builds(
         Fidelity,
         numbers,
-        st.floats(allow_nan=False, allow_infinity=False),
+        st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3),
         numbers,
         *(st.tuples(*[st.floats(0, 1e300)] * 3) for _ in range(2)),
     ),
@@ -79,7 +88,7 @@ def test_a_record_is_read_as_it_was_written(
 ) -> None:
     folder = Folder(tmp_path_factory.mktemp("records"))
     write_commit(folder, commit)
-    assert read_commit(folder, Span(commit.tar, commit.run)) == commit
+    assert read_commit(folder, Span(commit.tar, commit.run), cache=commit.cache) == commit
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +102,14 @@ def _is_refused(path: Path, data: bytes) -> bool:
     """Read a record with other bytes: it is refused, or, where they mean the same, equal."""
     (path / SPAN.commit_name).write_bytes(data)
     try:
-        found = read_commit(Folder(path), SPAN)
+        found = read_commit(Folder(path), SPAN, cache=ID)
     except CorruptError as error:
         message = str(error)
     else:
         assert found == COMMIT
         return False
     assert f"{path / SPAN.commit_name}: " in message
-    assert "run precompute again" in message
+    assert "run kdcache repair" in message
     return True
 
 
@@ -122,16 +131,11 @@ def _write_without(folder: Folder, name: str) -> None:
     (folder.path / SPAN.commit_name).write_text(text)
 
 
-def test_a_record_of_the_first_caches_has_no_layers(folder: Folder) -> None:
-    _write_without(folder, "layers")
-    assert read_commit(folder, SPAN) == replace(COMMIT, layers={})
-
-
-@pytest.mark.parametrize("name", [f.name for f in fields(Commit) if f.name != "layers"])
+@pytest.mark.parametrize("name", [f.name for f in fields(Commit)])
 def test_a_record_that_lacks_a_field_is_refused(folder: Folder, name: str) -> None:
     _write_without(folder, name)
-    with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: fields are missing; delete it"):
-        read_commit(folder, SPAN)
+    with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: fields are missing; run kd"):
+        read_commit(folder, SPAN, cache=ID)
 
 
 @settings(max_examples=200, deadline=None)
@@ -145,12 +149,25 @@ def test_a_damaged_record_is_refused_or_equal(
     _is_refused(path, whole[:start] + data.draw(st.binary(max_size=9)) + whole[stop:])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '"x"', "7", '{"digest": "x"}', "\0" * 99])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '"x"',
+        "7",
+        '{"digest": "x"}',
+        "\0" * 99,
+        pytest.param("[" * 99_999, id="deep"),
+    ],
+)
 def test_other_text_in_place_of_a_record_or_the_seal_is_refused(folder: Folder, text: str) -> None:
     for name in (SPAN.commit_name, SEAL):
         folder.publish(name, text.encode())
     with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: "):
-        read_commit(folder, SPAN)
+        read_commit(folder, SPAN, cache=ID)
     with pytest.raises(CorruptError, match=f"{SEAL}: "):
         read_seal(folder)
 
@@ -158,20 +175,26 @@ def test_other_text_in_place_of_a_record_or_the_seal_is_refused(folder: Folder, 
 def test_a_record_under_the_name_of_another_span_is_refused(folder: Folder) -> None:
     write_commit(folder, COMMIT)
     shutil.copy(folder.path / SPAN.commit_name, folder.path / Span(2, 0).commit_name)
-    with pytest.raises(CorruptError, match=r"commits/2-0\.json"):
-        read_commit(folder, Span(2, 0))
+    with pytest.raises(CorruptError, match=r"commits/2-0\.json: the record of span 2-1 of cache"):
+        read_commit(folder, Span(2, 0), cache=ID)
+
+
+def test_a_record_of_another_cache_is_refused(folder: Folder) -> None:
+    write_commit(folder, replace(COMMIT, cache="another"))
+    with pytest.raises(CorruptError, match="of cache another, expected 2-1 of 5e5e5e5e5e5e; run"):
+        read_commit(folder, SPAN, cache=ID)
 
 
 def test_a_seal_in_place_of_a_record_is_refused(folder: Folder) -> None:
     write_seal(folder, Seal("id", 4, 77, {}, FIDELITY))
     folder.publish(SPAN.commit_name, folder.read(SEAL))
-    with pytest.raises(CorruptError):
-        read_commit(folder, SPAN)
+    with pytest.raises(CorruptError, match="fields are missing"):
+        read_commit(folder, SPAN, cache=ID)
 
 
 def test_a_missing_record_says_to_run_precompute_again(folder: Folder) -> None:
     with pytest.raises(IncompleteError, match="span 2-1 is not computed; run kdcache precompute"):
-        read_commit(folder, SPAN)
+        read_commit(folder, SPAN, cache=ID)
 
 
 def test_a_record_is_made_once(folder: Folder) -> None:
@@ -202,7 +225,7 @@ def test_totals_are_the_sums_of_the_records(folder: Folder) -> None:
     write_commit(folder, replace(COMMIT, run=0, unusable=(0, 3)))
     write_commit(folder, replace(COMMIT, tar=0, unusable=()))
     write_commit(folder, replace(COMMIT, tar=9))
-    found = summarise(folder, grid, "id")
+    found = summarise(folder, grid, ID)
     assert found.unusable == {2: (0, 3, 9)}
     assert found.size_bytes == 3 * 77, "tar 9 is outside the grid"
     assert found.fidelity == FIDELITY + FIDELITY + FIDELITY

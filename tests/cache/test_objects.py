@@ -62,13 +62,16 @@ def test_a_failed_publish_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert Folder(tmp_path).names("c") == []
 
 
-def test_clearing_takes_the_objects_and_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_writing_replaces_what_is_there_and_sweeps_what_a_killed_writer_left(
+    tmp_path: Path,
+) -> None:
     folder = Folder(tmp_path)
-    for name in ("a/c/0/0/0", "a/c/0/0/0.123abc.partial", "a/c/0/1/0"):
+    for name in ("a/c/0/0/0", "a/c/0/0/.0.123.partial", "a/c/0/1/0", "a/c/0/1/.0.123.partial"):
         folder.publish(name, b"x")
-    folder.clear(("a/c/0/0/0", "a/c/9/9/9"))
-    assert folder.names("a/c/0/0") == []
-    assert folder.names("a/c/0/1") == ["0"]
+    folder.write({"a/c/0/0/0": b"new", "b/c/9": b"other"})
+    assert (folder.read("a/c/0/0/0"), folder.read("b/c/9")) == (b"new", b"other")
+    assert folder.names("a/c/0/0") == ["0"]
+    assert folder.names("a/c/0/1") == [".0.123.partial", "0"], "another span's may be at work"
 
 
 def test_a_missing_object_has_no_digest(tmp_path: Path) -> None:
