@@ -7,7 +7,7 @@ from io import TextIOWrapper
 import typer
 
 from kdcache import __version__
-from kdcache.cli import caches, data, output, precompute, recipe, student
+from kdcache.cli import caches, data, fidelity, output, precompute, recipe, repair, student, upkeep
 from kdcache.errors import KdcacheError, UsageError
 
 app = typer.Typer(
@@ -38,10 +38,15 @@ app.command("pack")(data.pack)
 app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
 app.command("precompute")(precompute.precompute)
+app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
 app.command("eval")(student.evaluate)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)
+app.command("extend")(upkeep.extend)
+app.command("merge")(upkeep.merge)
+app.command("slice")(upkeep.cut)
+app.command("repair")(repair.repair)
 
 
 def main() -> None:

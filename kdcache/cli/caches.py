@@ -63,7 +63,7 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
     fidelity = value["fidelity"]
     if fidelity:
         lines["fidelity"] = (
-            f"KL {fidelity['kl_nats']:.2g} nats, same top-1 {fidelity['top1_agreement']:.2%}, "
+            f"KL {fidelity['kl_nats']['1']:.2g} nats, same top-1 {fidelity['top1_agreement']:.2%}, "
             "gradient error "
             + ", ".join(f"{error:.2%} at T={t}" for t, error in fidelity["gradient_error"].items())
         )
@@ -138,7 +138,7 @@ def verify(
     absent = store.missing()
     value: dict[str, Any] = {
         "id": store.info.id,
-        "damaged": [_finding(finding) for finding in damage],
+        "damaged": [finding_value(finding) for finding in damage],
         "spans_missing": len(absent),
     }
     lines: dict[str, object] = {
@@ -153,7 +153,7 @@ def verify(
             changed = [finding for finding in found if finding is not None]
             value["replay"] = {
                 "blocks": len(found),
-                "differing": [_finding(finding) for finding in changed],
+                "differing": [finding_value(finding) for finding in changed],
             }
             lines["replay"] = f"{len(found)} blocks rendered again, {len(changed)} differ"
         if teacher and spec is not None and not damage:
@@ -163,12 +163,10 @@ def verify(
     for finding in (damage + changed)[:FINDINGS_SHOWN]:
         say(f"  {finding.where}: {finding.problem}", as_json=as_json)
     if damage or any(finding.span for finding in changed):
-        steps = []
-        if any(finding.span for finding in damage + changed):
-            steps.append("delete the commit records of their spans and run precompute again")
-        if any(finding.span is None for finding in damage):
-            steps.append("restore what belongs to no span from a sound copy")
-        raise CorruptError(f"{cache}: {len(damage)} objects are damaged; {'; '.join(steps)}")
+        raise CorruptError(
+            f"{cache}: {len(damage)} objects are damaged; run kdcache repair {cache}, --from a "
+            "sound copy if there is one"
+        )
     if changed:
         raise MismatchError(
             f"{cache}: {len(changed)} blocks are rendered otherwise here; compare the "
@@ -183,7 +181,8 @@ def verify(
         )
 
 
-def _finding(finding: "Finding") -> dict[str, Any]:
+def finding_value(finding: "Finding") -> dict[str, Any]:
+    """Return a finding as JSON has it."""
     span = None if finding.span is None else str(finding.span)
     return {"where": finding.where, "problem": finding.problem, "span": span}
 

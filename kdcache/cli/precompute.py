@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdcache.cli.data import Json
-from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.limits import (
+    AtTemperature,
+    LimitTemperature,
+    MaxBytes,
+    MaxGradientError,
+    MaxKl,
+    check_auto,
+    read_budget,
+    settle_encoding,
+)
+from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.running import read_slice, run_job
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,13 +58,35 @@ def precompute(
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
     encoding: Annotated[
-        str | None, typer.Option(help="topk:K, dense:f2 or dense:u1; default: by the classes.")
+        str | None,
+        typer.Option(
+            help="packed:K, adaptive:E, topk:K, dense:f2, dense:u1, or auto: chosen by the limits "
+            "below on a sample. Default: dense:f2 up to 64 classes, then packed:32."
+        ),
     ] = None,
+    max_gradient_error: MaxGradientError = None,
+    max_kl: MaxKl = None,
+    max_bytes: MaxBytes = None,
+    temperature: LimitTemperature = AtTemperature.one,
     span_views: Annotated[
         int | None, typer.Option(help="Views computed from one decoding; default: up to 8.")
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")
+    ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes that render; 0 renders between the teacher's calls."),
+    ] = 0,
+    slice_text: Annotated[
+        str | None,
+        typer.Option(
+            "--slice", metavar="I/N", help="Compute this part of N alone, I from 0: one a machine."
+        ),
+    ] = None,
+    retry_quarantined: Annotated[
+        bool,
+        typer.Option("--retry-quarantined", help="Try the spans again that failed before."),
     ] = False,
     teacher_classes: Annotated[
         int | None,
@@ -73,11 +106,14 @@ def precompute(
     """
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
-    from kdcache.precompute.engines import run_inline
-    from kdcache.precompute.prepare import describe_cache, prepare_cache
+    from kdcache.precompute.engines import slice_of
+    from kdcache.precompute.prepare import check_classes, describe_cache, prepare_cache
     from kdcache.precompute.span import Job
     from kdcache.recipe.schema import load_recipe
 
+    budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
+    check_auto(encoding, budget)
+    part = read_slice(slice_text)
     dataset, plan = load_dataset(data), load_recipe(recipe)
     network = build_teacher(
         teacher,
@@ -88,49 +124,42 @@ def precompute(
         precision=precision,
         device=device,
     )
+    source, other_classes = dataset_source(dataset, plan), teacher_classes is not None
+    if budget is not None:
+        check_classes(dataset, plan, teacher=network, other_classes=other_classes)
+        encoding = settle_encoding(
+            budget,
+            source,
+            teacher=network,
+            cache=cache,
+            views=views,
+            batch_size=batch_size,
+            as_json=as_json,
+        )
     info = describe_cache(
         dataset,
         plan,
         teacher=network,
         encoding=encoding,
         licences={"data": data_licence, "weights": weights_licence, "output": output_licence},
-        other_classes=teacher_classes is not None,
+        other_classes=other_classes,
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
-    todo = store.missing()
+    chosen = store.missing() if part is None else slice_of(store.missing(), *part)
     say(
-        f"cache {store.info.id[:12]}: {len(todo)} spans of {store.grid.span_views} views to do "
+        f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
         f"on {network.device}",
         as_json=as_json,
     )
-    job = Job(dataset_source(dataset, plan), network, store, batch_size, skip_bad)
-    images = sum(job.source.num_rows(span.tar) for span in todo)
-    written = 0
-
-    def rates(done: int, seconds: float) -> str:
-        rate, span = done / seconds, store.grid.span_views
-        return f"images, {rate:.1f} images/s, {rate * span:.0f} views/s, {human_bytes(written)}"
-
-    with progress_bar("precompute", images, rates=rates) as advance:
-
-        def count(size_bytes: int) -> None:
-            nonlocal written
-            written += size_bytes
-
-        try:
-            seal = run_inline(job, progress=advance, committed=lambda c: count(c.size_bytes))
-        except KeyboardInterrupt:
-            say(
-                f"stopped; {len(todo) - len(store.missing())} spans more are stored: the same "
-                "command goes on from there",
-                as_json=as_json,
-            )
-            raise typer.Exit(130) from None
+    job = Job(source, network, store, batch_size, skip_bad, workers)
+    seal = run_job(
+        job, chosen, whole=part is None, retry_quarantined=retry_quarantined, as_json=as_json
+    )
     unusable = sum(len(rows) for rows in seal.unusable.values())
     value = {
         "id": store.info.id,
         "path": str(cache),
-        "spans_computed": len(todo),
+        "spans_computed": len(chosen),
         "views": seal.views,
         "size_bytes": seal.size_bytes,
         "rows_unusable": unusable,
@@ -138,7 +167,8 @@ def precompute(
     }
     lines = {
         "cache": f"{cache} ({store.info.id[:12]})",
-        "computed": f"{len(todo)} spans; {seal.views} views of {dataset.num_samples} images stored",
+        "computed": f"{len(chosen)} spans; {seal.views} views of {dataset.num_samples} images "
+        "stored",
         "size": human_bytes(seal.size_bytes),
     }
     if unusable:

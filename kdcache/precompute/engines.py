@@ -1,36 +1,114 @@
-"""Engines: who runs which span when. All run the same `run_span`; the store is the only state."""
+"""Engines: who runs which span when. All run the same spans; the store is the only state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
-from kdcache.precompute.span import Job, Report, run_span
+from kdcache.cache.objects import Locks
+from kdcache.cache.quarantine import quarantine, quarantined, release
+from kdcache.errors import DataError, KdcacheError, UsageError
+from kdcache.precompute.span import Job, Report, run_spans
+
+
+def slice_of(spans: Sequence[Span], part: int, parts: int) -> list[Span]:
+    """Return every parts-th span, from number `part` on, whatever is computed meanwhile."""
+    return [span for span in spans if (span.tar + span.run) % parts == part]
 
 
 def run_inline(
     job: Job,
+    spans: Sequence[Span] | None = None,
     *,
+    retry_quarantined: bool = False,
     progress: Report = lambda _: None,
     committed: Callable[[Commit], None] = lambda _: None,
 ) -> Seal:
-    """Compute all missing spans in this process, then seal the cache.
+    """Compute spans in this process, by default all that are missing; seal a complete cache.
 
     Spans that another process is working on are left to it, and waited for when nothing else is
-    left: several such processes share the work. progress is called after each block with the number
-    of images done, committed after each span.
+    left: several such processes share the work. A span that cannot be computed is quarantined, and
+    left out until a run retries those. progress is called after each block with the number of
+    images done, committed after each span.
+
+    Raises:
+        DataError, UsageError: spans are quarantined; the others are committed.
     """
-    for wait in (False, True):
-        for span in job.cache.missing():
-            commit = _run_alone(job, span, wait=wait, progress=progress)
-            if commit is not None:
-                committed(commit)
-    return job.cache.seal()
+    folder = job.cache.folder
+    with Locks(job.cache.path) as locks:
+        run = _Claims(job, locks, progress=progress, committed=committed)
+        # What skips bad images tries again where one was the cause.
+        retry = retry_quarantined or job.skip_bad
+        aside = set() if retry else set(quarantined(folder))
+        wanted = job.cache.missing() if spans is None else spans
+        todo = [span for span in wanted if span not in aside]
+        run.compute(todo, wait=False)
+        for span in todo:  # those of others, one at a time, lest two processes wait for each other
+            if span not in run.errors and not folder.exists(span.commit_name):
+                run.compute([span], wait=True)
+    left = {s: e for s, e in quarantined(folder).items() if not folder.exists(s.commit_name)}
+    if run.errors or left:
+        raise _joined(run.errors, left)
+    # Whoever finishes the last of several slices seals the cache.
+    return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
 
 
-def _run_alone(job: Job, span: Span, *, wait: bool, progress: Report) -> Commit | None:
-    """Run a span under its lock; None if another process holds it or has committed it."""
-    number = span.tar * (job.cache.grid.num_views // job.cache.grid.span_views) + span.run
-    with job.cache.folder.lock(number, wait=wait) as held:
-        if not held or job.cache.folder.exists(span.commit_name):
-            return None
-        return run_span(job, span, progress=progress)
+def _joined(errors: dict[Span, KdcacheError], left: dict[Span, str]) -> KdcacheError:
+    """Return the error of spans that failed now, or are left in quarantine."""
+    span = next(iter(errors or left))
+    error = errors.get(span) or UsageError(left[span])
+    advice = "mend the cause, then run the same command again"
+    if left:
+        advice = f"{len(left)} are quarantined: {advice} with --retry-quarantined"
+    return type(error)(
+        f"{error}; span {span} and {len(errors.keys() | left.keys()) - 1} others are not computed, "
+        f"all others are stored; {advice}"
+    )
+
+
+class _Claims:
+    """Computes spans under their locks. errors: why spans could not be computed."""
+
+    def __init__(
+        self, job: Job, locks: Locks, *, progress: Report, committed: Callable[[Commit], None]
+    ) -> None:
+        self.errors: dict[Span, KdcacheError] = {}
+        self._job, self._locks = job, locks
+        self._progress, self._report = progress, committed
+        self._any_committed = False
+
+    def compute(self, spans: Iterable[Span], *, wait: bool) -> None:
+        """Compute those of the spans that nobody else holds or has committed.
+
+        Raises:
+            UsageError: the teacher failed before any span was committed.
+        """
+        run_spans(
+            self._job,
+            self._claim(spans, wait=wait),
+            progress=self._progress,
+            committed=self._done,
+            failed=self._failed,
+        )
+
+    def _claim(self, spans: Iterable[Span], *, wait: bool) -> Iterator[Span]:
+        for span in spans:
+            if self._locks.take(span.lock, wait=wait):
+                if self._job.cache.folder.exists(span.commit_name):
+                    self._locks.free(span.lock)
+                else:
+                    yield span
+
+    def _done(self, commit: Commit) -> None:
+        span = Span(commit.tar, commit.run)
+        self._any_committed = True
+        release(self._job.cache.folder, span)
+        self._locks.free(span.lock)
+        self._report(commit)
+
+    def _failed(self, span: Span, error: KdcacheError, poisoned: bool) -> None:
+        if not isinstance(error, DataError) and not self._any_committed:
+            raise error  # it would fail everywhere
+        if poisoned:
+            quarantine(self._job.cache.folder, span, error)
+        self._locks.free(span.lock)
+        self.errors[span] = error

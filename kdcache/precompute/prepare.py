@@ -17,7 +17,27 @@ DEFAULT_K = 32
 
 def default_encoding(num_classes: int) -> str:
     """Return the encoding for a number of classes: dense f2 up to 64, then the 32 largest."""
-    return "dense:f2" if num_classes <= 2 * DEFAULT_K else f"topk:{DEFAULT_K}"
+    return "dense:f2" if num_classes <= 2 * DEFAULT_K else f"packed:{DEFAULT_K}"
+
+
+def check_classes(
+    dataset: Dataset, recipe: Recipe, *, teacher: Teacher, other_classes: bool = False
+) -> int:
+    """Return the teacher's number of classes. other_classes: it may differ from the dataset's.
+
+    Raises:
+        MismatchError: the teacher has another number of classes than the dataset.
+        UsageError: the teacher does not serve.
+    """
+    num_classes = teacher.num_classes(recipe.size)
+    if dataset.num_classes not in (None, num_classes) and not other_classes:
+        raise MismatchError(
+            f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
+            f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
+            "if the greatest labels are not in them, or give --teacher-classes if the labels "
+            "mean something else"
+        )
+    return num_classes
 
 
 def describe_cache(
@@ -31,21 +51,14 @@ def describe_cache(
 ) -> CacheInfo:
     """Return what the cache of a dataset, recipe and teacher is.
 
-    encoding: by default dense f2 up to 64 classes, else topk:32. licences: SPDX expressions of
+    encoding: by default dense f2 up to 64 classes, else packed:32. licences: SPDX expressions of
     data, weights and output. other_classes: the dataset's labels are not the teacher's classes.
 
     Raises:
         MismatchError: the teacher has another number of classes than the dataset.
         UsageError: the encoding is unknown, or the teacher does not serve.
     """
-    num_classes = teacher.num_classes(recipe.size)
-    if dataset.num_classes not in (None, num_classes) and not other_classes:
-        raise MismatchError(
-            f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
-            f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
-            "if the greatest labels are not in them, or give --teacher-classes if the labels "
-            "mean something else"
-        )
+    num_classes = check_classes(dataset, recipe, teacher=teacher, other_classes=other_classes)
     same = dataset.num_classes == num_classes and not other_classes
     return CacheInfo(
         dataset={
@@ -94,10 +107,13 @@ def prepare_cache(
     cache = open_cache(path)
     check_same(cache, info)
     if cache.grid.num_views != num_views or span_views not in (None, cache.grid.span_views):
+        more = num_views > cache.grid.num_views and span_views in (None, cache.grid.span_views)
         raise UsageError(
             f"{path}: has {cache.grid.num_views} views in spans of {cache.grid.span_views}, this "
-            f"run asks for {num_views} views; their number is fixed when a cache is made: pass the "
-            "same, or choose another path for a new cache"
+            f"run asks for {num_views} views"
+            + (f" in spans of {span_views}; " if span_views else "; ")
+            + (f"run kdcache extend {path} --views {num_views} first" if more else "pass the same")
+            + ", or choose another path for a new cache"
         )
     return cache
 

@@ -1,29 +1,27 @@
-"""One span: samples to views to teacher to store; knows no engine.
+"""Spans: samples to views to teacher to store; knows no engine.
 
 Invariant: a span's objects are fixed by dataset, recipe, teacher, batch size and span alone,
-whatever ran before or elsewhere.
+whatever ran before or elsewhere. Rendering, the teacher and writing overlap.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from kdcache import __version__
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource
-from kdcache.errors import DataError, UsageError
+from kdcache.errors import DataError, KdcacheError
 from kdcache.models.teacher import Teacher
-from kdcache.pixels.render import RenderedBlock
-from kdcache.pixels.witness import LayerDigests, pixel_versions
-from kdcache.targets.encoding import Encoding, Fields, FieldSpec, to_arrays
-from kdcache.targets.fidelity import NO_ROWS, Fidelity, measure
+from kdcache.pixels.witness import join_layers, pixel_versions
+from kdcache.precompute.render import BlockRequest, BlockStream, SpanBlock
+from kdcache.precompute.teach import Classroom, SpanTargets, empty_targets
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Job:
     """What all spans share.
 
     batch_size: views in one call of the teacher. skip_bad: leave rows whose image cannot be used
-    without targets, instead of stopping.
+    without targets, instead of failing their span. num_workers: processes that render.
     """
 
     source: BlockSource
@@ -39,9 +37,11 @@ class Job:
     cache: Cache
     batch_size: int
     skip_bad: bool
+    num_workers: int = 0
 
 
 Report = Callable[[int], None]
+Failed = Callable[[Span, KdcacheError, bool], None]
 
 
 def write_versions(teacher: Teacher) -> dict[str, str]:
@@ -58,76 +58,137 @@ def run_span(job: Job, span: Span, *, progress: Report = lambda _: None) -> Comm
         DataError: an image cannot be used, unless the job skips such rows.
         UsageError: the teacher gives something else than finite logits of the cache's classes.
     """
-    started = time.monotonic()
-    views = job.cache.grid.views(span)
-    collected = _Collector(job, len(views), job.source.num_rows(span.tar))
-    witnesses, layers = [], LayerDigests()
-    for rows in job.source.blocks(span.tar):
-        block = job.source.render(span.tar, rows, views=views, layers=layers)
-        if block.problems and not job.skip_bad:
-            row, problem = next(iter(sorted(block.problems.items())))
-            raise DataError(
-                f"{job.source.where(span.tar, rows.start + row)}: {problem}; repair the image, or "
-                "leave such rows out with --skip-bad"
-            )
-        witnesses.append(block.witnesses())
-        _teach(job, span, rows=rows, block=block, collected=collected)
-        progress(rows.stop - rows.start)
-    return job.cache.write_span(
-        span,
-        collected.arrays,
-        witness=np.stack(witnesses, axis=1),
-        layers=layers.values(),
-        fidelity=collected.fidelity,
-        versions=write_versions(job.teacher),
-        started=started,
-    )
+    commits: list[Commit] = []
+
+    def failed(_: Span, error: KdcacheError, __: bool) -> None:
+        raise error
+
+    run_spans(job, [span], progress=progress, committed=commits.append, failed=failed)
+    return commits[0]
 
 
-class _Collector:
-    """The arrays of a span, filled with fill values first."""
-
-    def __init__(self, job: Job, num_views: int, num_rows: int) -> None:
-        self.specs: tuple[FieldSpec, ...] = job.cache.info.specs
-        self.encoding: Encoding = job.cache.info.encoding
-        self.fidelity: Fidelity = NO_ROWS
-        self.arrays: dict[str, NDArray[np.generic]] = {
-            spec.name: np.full((num_views, num_rows, spec.width), spec.fill, spec.dtype)
-            for spec in self.specs
-        }
-
-    def add(self, logits_NC: Tensor, view_N: NDArray[np.intp], row_N: NDArray[np.intp]) -> None:
-        fields: Fields = self.encoding.encode(logits_NC)
-        self.fidelity += measure(logits_NC, fields, self.encoding)
-        for name, array in to_arrays(fields, self.specs).items():
-            self.arrays[name][view_N, row_N] = array
-
-
-def _teach(
-    job: Job, span: Span, *, rows: slice, block: RenderedBlock, collected: _Collector
+def run_spans(
+    job: Job,
+    spans: Iterable[Span],
+    *,
+    progress: Report,
+    committed: Callable[[Commit], None],
+    failed: Failed,
 ) -> None:
-    """Run the teacher over a block's usable rows, view after view, in batches."""
-    usable = np.flatnonzero(block.usable_N)
-    view_M = np.repeat(np.arange(len(block.pixels_GNHW3)), len(usable))
-    row_M = np.tile(usable, len(block.pixels_GNHW3))
-    for start in range(0, len(row_M), job.batch_size):
-        view_N, row_N = (index[start : start + job.batch_size] for index in (view_M, row_M))
-        pixels = torch.from_numpy(block.pixels_GNHW3[view_N, row_N]).permute(0, 3, 1, 2)
-        logits = job.teacher(pixels)
-        _check(job, span, logits=logits, rows_N=row_N + rows.start)
-        collected.add(logits, view_N, row_N + rows.start)
+    """Compute, write and commit spans, in order.
+
+    spans: iterated ahead of what is computed. progress is given the images of each block that is
+    done, committed each span's record, failed why a span could not be computed, and whether an
+    image or what the teacher made of it is to blame; the others go on.
+
+    Raises:
+        UsageError: the disk is full or read-only, or a worker process died.
+        MismatchError: another process committed a span with other targets.
+    """
+    with _Run(job, committed=committed, failed=failed) as run:
+        stream = BlockStream(job.source, job.cache.grid, num_workers=job.num_workers)
+        for request, block in stream.blocks(spans):
+            try:
+                run.add(request, block)
+            finally:
+                stream.done(request)
+            progress(request.stop - request.start)
 
 
-def _check(job: Job, span: Span, *, logits: Tensor, rows_N: NDArray[np.intp]) -> None:
-    if logits.shape[1] != job.cache.info.num_classes:
-        raise UsageError(
-            f"teacher {job.teacher.spec}: gave {logits.shape[1]} classes, the cache has "
-            f"{job.cache.info.num_classes}"
+class _Run:
+    """The spans of one run, from blocks to commits.
+
+    A span is written by a thread, while the teacher is at the next one.
+    """
+
+    def __init__(self, job: Job, *, committed: Callable[[Commit], None], failed: Failed) -> None:
+        self._job, self._committed, self._failed = job, committed, failed
+        self._classroom = Classroom(
+            job.teacher,
+            job.cache.info.encoding,
+            job.cache.info.specs,
+            num_classes=job.cache.info.num_classes,
+            batch_size=job.batch_size,
+            where=lambda span, row: job.source.where(span.tar, row),
         )
-    bad = (~torch.isfinite(logits).all(1)).nonzero()
-    if len(bad):
-        row = int(rows_N[int(bad[0])])
-        raise UsageError(
-            f"teacher {job.teacher.spec}: gave logits that are not finite for "
-            f"{job.source.where(span.tar, row)}; check its weights, or use --precision float32"
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: Future[Commit] | None = None
+        self._targets: SpanTargets | None = None
+        self._ending: SpanTargets | None = None
+        self._lost: Span | None = None
+        self._started: dict[Span, float] = {}
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._end()
+                self._wait()
+        finally:
+            self._writer.shutdown()
+
+    def add(self, request: BlockRequest, block: SpanBlock | KdcacheError) -> None:
+        """Take the next block of a span, the last of which ends it."""
+        span = request.span
+        if span == self._lost:
+            return
+        if self._targets is None:
+            views, rows = self._job.cache.grid.views(span), self._job.source.num_rows(span.tar)
+            specs = self._job.cache.info.specs
+            self._targets = empty_targets(span, specs, num_views=len(views), num_rows=rows)
+            self._started[span] = time.monotonic()
+        try:
+            self._classroom.teach(self._usable(block), self._targets)
+        except KdcacheError as error:
+            self._targets, self._lost = None, span
+            # A tar that cannot be read says nothing of its images.
+            self._failed(span, error, isinstance(block, SpanBlock))
+            return
+        if self._ending is not None and self._classroom.is_done(self._ending):
+            self._end()
+        if request.last:
+            self._end()
+            self._targets, self._ending = None, self._targets
+
+    def _usable(self, block: SpanBlock | KdcacheError) -> SpanBlock:
+        if isinstance(block, KdcacheError):
+            raise block
+        if block.problems and not self._job.skip_bad:
+            row, problem = min(block.problems.items())
+            where = self._job.source.where(block.request.span.tar, block.request.start + row)
+            raise DataError(
+                f"{where}: {problem}; repair the image, or leave such rows out with --skip-bad"
+            )
+        return block
+
+    def _end(self) -> None:
+        """Write the span whose last block was taught, once its results are there."""
+        targets, self._ending = self._ending, None
+        if targets is None:
+            return
+        try:
+            self._classroom.finish(targets)
+        except KdcacheError as error:
+            self._failed(targets.span, error, True)
+            return
+        self._wait()
+        self._writing = self._writer.submit(self._write, targets)
+
+    def _wait(self) -> None:
+        """Wait for the span that is being written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._committed(writing.result())
+
+    def _write(self, targets: SpanTargets) -> Commit:
+        return self._job.cache.write_span(
+            targets.span,
+            targets.arrays,
+            witness=np.stack(targets.witnesses, axis=1),
+            layers=join_layers(targets.layers),
+            fidelity=targets.fidelity,
+            versions=write_versions(self._job.teacher),
+            started=self._started.pop(targets.span),
         )

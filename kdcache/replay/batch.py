@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import UsageError
-from kdcache.targets.encoding import Encoding, Fields, SparseTarget
+from kdcache.targets.encoding import Encoding
+from kdcache.targets.target import Fields, SparseTarget
 
 
 @dataclass(frozen=True, eq=False)

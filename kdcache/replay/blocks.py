@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from kdcache.cache.layers import explain_difference
 from kdcache.cache.store import Cache, Tile
 from kdcache.data.blocks import BlockSource
+from kdcache.data.ring import Pool, Ring
 from kdcache.errors import DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
-from kdcache.replay.ring import Pool, Ring
 
 TILES_KEPT = 32
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.errors import KdcacheError, UsageError
+from kdcache.data.ring import Pool, Ring
+from kdcache.errors import KdcacheError
 from kdcache.replay.blocks import Part, StreamedBlock, gather
 from kdcache.replay.order import EpochOrder
-from kdcache.replay.ring import Pool, Ring
 
 
 class Cutter:
@@ -52,7 +52,7 @@ class Cutter:
 
     def _load(self) -> None:
         """Take the next block, and find its pixels in the ring."""
-        block = self._next()
+        block = next(self._loaded)
         if isinstance(block, KdcacheError):
             try:
                 raise block
@@ -65,14 +65,3 @@ class Cutter:
             num_rows = self._order.blocks[position].num_rows
             block = replace(block, pixels=self._ring[block.slot][:, :num_rows])
         self._blocks[position] = block
-
-    def _next(self) -> StreamedBlock | KdcacheError:
-        try:
-            return next(self._loaded)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UsageError(
-                "a process that renders views died, perhaps for lack of memory; use fewer workers "
-                "or a smaller window, and go on from the last checkpoint"
-            ) from error

@@ -6,29 +6,24 @@ the order of samples does not depend on the number of workers. Workers run ahead
 
 import math
 import os
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from kdcache.errors import KdcacheError, MismatchError, UsageError
+from kdcache.data.ring import Pool, Ring, can_share
+from kdcache.data.workers import PREFETCH, load
+from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch, TargetFormat
-from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock
+from kdcache.replay.blocks import BlockRenderer, Request
 from kdcache.replay.cutter import Cutter
 from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
-from kdcache.replay.ring import Pool, Ring, can_share
-
-PREFETCH = 4
-PARENT_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -212,10 +207,15 @@ class ReplayStream(IterableDataset[Batch]):
         first, skip = self._place()
         shares, pool = can_share() or not self.options.num_workers, Pool()
         ring = Ring(self._ring_shape()) if shares else None
-        loaded = iter(self._loader(_Requests(self, first, skip, ring), ring))
-        for load in range(first, self.options.num_epochs // self.options.views_per_load):
-            order = self._order(load)
-            start = skip if load == first else 0
+        loaded = load(
+            replace(self._renderer, ring=ring),
+            self._all_requests(first, skip, ring),
+            num_workers=self.options.num_workers,
+            forked=ring is not None,
+        )
+        for number_of_load in range(first, self.options.num_epochs // self.options.views_per_load):
+            order = self._order(number_of_load)
+            start = skip if number_of_load == first else 0
             size = self.options.batch_size
             cutter = Cutter(order, size, start=start, loaded=loaded, ring=ring, pool=pool)
             for number in range(start, order.num_batches):
@@ -224,8 +224,9 @@ class ReplayStream(IterableDataset[Batch]):
                         "this stream was begun by another process, which its workers serve; "
                         "iterate it anew after forking"
                     )
-                batch = self._finish(cutter.cut(number), order, load=load, number=number)
-                done = load * order.num_batches + number + 1
+                arrays = cutter.cut(number)
+                batch = self._finish(arrays, order, load=number_of_load, number=number)
+                done = number_of_load * order.num_batches + number + 1
                 self._epoch, self._batch = divmod(done, self.batches_per_epoch)
                 yield batch
 
@@ -241,21 +242,11 @@ class ReplayStream(IterableDataset[Batch]):
         slots = held + max(PREFETCH * o.num_workers, 1)
         return slots, o.views_per_load, recipe.block, recipe.size, recipe.size, 3
 
-    def _loader(
-        self, requests: "_Requests", ring: Ring | None
-    ) -> DataLoader[StreamedBlock | KdcacheError]:
-        workers = self.options.num_workers
-        return DataLoader(
-            replace(self._renderer, ring=ring),
-            batch_size=None,
-            sampler=requests,
-            num_workers=workers,
-            collate_fn=_keep,
-            generator=torch.Generator(),  # else it draws from the trainer's random numbers
-            prefetch_factor=PREFETCH if workers else None,
-            multiprocessing_context="fork" if workers and ring else None,
-            worker_init_fn=partial(_end_with, os.getpid()) if workers else None,
-        )
+    def _all_requests(self, load: int, batch: int, ring: Ring | None) -> Iterator[Request]:
+        """Yield the requests from one batch of one load on, each with a slot if one is free."""
+        for number in range(load, self.options.num_epochs // self.options.views_per_load):
+            for request in self.requests(number, batch if number == load else 0):
+                yield request._replace(slot=None if ring is None else ring.take())
 
     def requests(self, load: int, start: int) -> Iterator[Request]:
         """Yield the blocks that a load's batches from `start` on need, in the order of use."""
@@ -280,38 +271,3 @@ class ReplayStream(IterableDataset[Batch]):
             views=torch.from_numpy(np.array(self._views(load))[order.view_M[slots]]),
             format=self._format,
         )
-
-
-def _keep(block: Any) -> Any:
-    return block
-
-
-def _end_with(parent: int, worker: int) -> None:
-    """End this worker process soon after its parent, however the parent ended.
-
-    torch's own watch does not see to it where the pipe to the parent is full: a forked worker holds
-    its other end too, and waits for ever.
-    """
-    del worker
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _Requests(Sampler[Request]):
-    """All requests from one batch of one load to the end, each with a slot if one is free."""
-
-    def __init__(self, stream: ReplayStream, load: int, batch: int, ring: Ring | None) -> None:
-        self._stream, self._load, self._batch, self._ring = stream, load, batch, ring
-
-    def __iter__(self) -> Iterator[Request]:
-        options = self._stream.options
-        for load in range(self._load, options.num_epochs // options.views_per_load):
-            start = self._batch if load == self._load else 0
-            for request in self._stream.requests(load, start):
-                slot = None if self._ring is None else self._ring.take()
-                yield request._replace(slot=slot)

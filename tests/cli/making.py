@@ -1,6 +1,8 @@
 """Files that commands read."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,26 @@ def interrupted_teacher() -> nn.Module:
 def interrupted_student(num_classes: int) -> nn.Module:
     """Return the small student, interrupted."""
     return _InterruptedStudent(*nets.small(num_classes))
+
+
+TERMINATE_AT: int | None = None  # tests set it
+
+
+class _Terminated(tiny.Exact):
+    """A network during whose batch of that number the machine is pre-empted."""
+
+    calls = 0
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        self.calls += len(images_N3HW) > 1
+        if self.calls == TERMINATE_AT:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(images_N3HW)
+
+
+def terminated_teacher() -> nn.Module:
+    """Return the teacher, pre-empted."""
+    return _Terminated(tiny.NUM_CLASSES, seed=0)
 
 
 def nan_logits() -> nn.Module:

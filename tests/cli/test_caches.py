@@ -132,7 +132,7 @@ def test_labels_of_other_classes_may_be_declared(precompute: Precompute, tmp_pat
         (["--std", "a,b,c"], 2, ["--std 'a,b,c': expected three numbers"]),
         (["--views", "5"], 2, ["5 views in spans of 2"]),
         (["--encoding", "topk:6"], 2, ["topk:6", "1 to 5"]),
-        (["--encoding", "zip"], 2, ["'zip'", "expected topk:K, dense:f2 or dense:u1"]),
+        (["--encoding", "zip"], 2, ["'zip'", "adaptive:E, dense:f2 or dense:u1"]),
         (["--device", "abacus"], 2, ["device 'abacus'"]),
     ],
 )
@@ -356,11 +356,11 @@ def test_damage_is_listed_and_mended_by_the_steps_that_the_error_names(
     (damaged,) = outcome.value["damaged"]
     assert (damaged["where"], damaged["span"]) == (OBJECT, "1-0")
     last = outcome.stderr.splitlines()[-1]
-    assert last.startswith(f"kdcache: {copy}: 1 objects are damaged; delete the commit record")
+    assert last.startswith(f"kdcache: {copy}: 1 objects are damaged; run kdcache repair {copy}")
     assert f"{OBJECT}: its sha256 differs" in outcome.stderr
     assert f"  {OBJECT}: its sha256 differs" in kdcache("verify", copy).stdout
 
-    (copy / "commits/1-0.json").unlink()
+    assert kdcache("repair", copy).code == 4  # the span is withdrawn
     assert precompute("--json").value["spans_computed"] == 1
     assert kdcache("verify", copy, "--data", dataset.root, "--replay", "1").code == 0
     assert tiny.tree(copy) == sound

@@ -236,7 +236,7 @@ def test_a_damaged_tile_stops_the_run_and_names_it(
     path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
     for workers in ("0", "2"):
         outcome = train("--cache", tmp_path / "cache", "--workers", workers)
-        check_refusal(outcome, 5, str(path), "sha256 differs", "run precompute again")
+        check_refusal(outcome, 5, str(path), "checksum differs", "run kdcache repair")
         assert not (tmp_path / "run/student.safetensors").exists()
         shutil.rmtree(tmp_path / "run")
 

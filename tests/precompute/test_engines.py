@@ -228,7 +228,7 @@ def test_a_read_only_folder_is_refused_and_a_rerun_completes(
     try:
         name, message = _run_under(_without_root_rights, path, dataset)
         assert (name, "Permission denied" in message) == ("UsageError", True), message
-        assert "run precompute again" in message
+        assert "run the same command again" in message
     finally:
         for folder in below:
             os.chmod(folder, 0o755)

@@ -27,7 +27,7 @@ def prepare(path: Path, dataset: Dataset, *, num_views: int = 4, **changes: Any)
 
 @pytest.mark.parametrize(
     ("num_classes", "expected"),
-    [(2, "dense:f2"), (64, "dense:f2"), (65, "topk:32"), (21_843, "topk:32")],
+    [(2, "dense:f2"), (64, "dense:f2"), (65, "packed:32"), (21_843, "packed:32")],
 )
 def test_few_classes_are_kept_all_and_many_by_the_largest(num_classes: int, expected: str) -> None:
     assert default_encoding(num_classes) == expected

@@ -323,7 +323,8 @@ def test_damage_stops_the_stream_under_its_own_name(
 ) -> None:
     path = cache.path / "values/c/2/0/0/0"
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
+    place = cache.commit(Span(2, 0)).tiles["values"][0]  # of the view that the stream reads
+    data[place.offset + place.size_bytes // 2] ^= 4
     path.write_bytes(data)
     stream = replay(cache, dataset, num_workers=num_workers)
     with pytest.raises(CorruptError, match="values/c/2/0/0/0"):

@@ -14,10 +14,10 @@ import torch
 
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
+from kdcache.data.ring import MAX_POOLED, Pool, Ring
 from kdcache.errors import UsageError
 from kdcache.replay import stream as stream_module
 from kdcache.replay.open import replay_stream
-from kdcache.replay.ring import MAX_POOLED, Pool, Ring
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from tests.replay.streaming import digests
 
@@ -170,7 +170,7 @@ def test_a_killed_run_leaves_no_shared_memory_and_no_process(
 
 STUCK = """
 import os
-from kdcache.replay.stream import _end_with
+from kdcache.data.workers import _end_with
 
 parent = os.getpid()
 child = os.fork()

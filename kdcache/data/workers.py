@@ -1,0 +1,83 @@
+"""Worker processes that load by request, in order, into memory that they share with this one."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kdcache.errors import UsageError
+
+PREFETCH = 4
+PARENT_CHECK_S = 1.0
+
+T = TypeVar("T")
+
+
+def load(
+    dataset: Dataset[T], requests: Iterable[Any], *, num_workers: int, forked: bool
+) -> Iterator[T]:
+    """Return dataset[request] for each request, in order.
+
+    requests: iterated in this process, PREFETCH x num_workers ahead at most; without workers, each
+    is loaded here when it is due. forked: workers inherit this process' memory.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=requests,
+        num_workers=num_workers,
+        collate_fn=_keep,
+        generator=torch.Generator(),  # else it draws from the trainer's random numbers
+        prefetch_factor=PREFETCH if num_workers else None,
+        multiprocessing_context="fork" if num_workers and forked else None,
+        worker_init_fn=partial(_end_with, os.getpid()) if num_workers else None,
+    )
+    return _Loading(iter(loader))
+
+
+class _Loading(Iterator[T]):
+    """What a loader yields. Keeps no item: an error whose frames hold this would never be freed."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+
+    def __next__(self) -> T:
+        try:
+            return next(self._items)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UsageError(
+                "a process that renders views died, perhaps for lack of memory; use fewer workers "
+                "or a smaller window, then run the same command again: it goes on from what is kept"
+            ) from error
+
+
+def _keep(item: Any) -> Any:
+    return item
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """End this worker process soon after its parent, however the parent ended.
+
+    torch's own watch does not see to it where the pipe to the parent is full: a forked worker holds
+    its other end too, and waits for ever.
+    """
+    del worker
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own ways are not this process'
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

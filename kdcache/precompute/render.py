@@ -1,0 +1,127 @@
+"""Blocks of spans, rendered here or by worker processes, in order.
+
+Workers write pixels into shared memory; what else is known of a block, its witnesses and digests
+included, travels with it, so that this process only runs the teacher.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from kdcache.cache.layout import Grid, Span
+from kdcache.data.blocks import BlockSource
+from kdcache.data.ring import Ring, can_share
+from kdcache.data.workers import PREFETCH, load
+from kdcache.errors import KdcacheError
+from kdcache.pixels.witness import LayerDigests
+
+
+class BlockRequest(NamedTuple):
+    """A block of a span. last: of its tar. slot: of the ring, if any."""
+
+    span: Span
+    start: int
+    stop: int
+    last: bool
+    slot: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SpanBlock:
+    """A block of N rows in the G views of a span.
+
+    pixels_GNHW3: uint8; None while the ring holds them. problems: why a row cannot be used, by row
+    of the block. usable_N: rows that have pixels. witnesses_G: of each view. layers: digests of the
+    block in the first view.
+    """
+
+    request: BlockRequest
+    pixels_GNHW3: NDArray[np.uint8] | None
+    problems: dict[int, str]
+    usable_N: NDArray[np.bool_]
+    witnesses_G: NDArray[np.uint64]
+    layers: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Renderer(Dataset[SpanBlock | KdcacheError]):
+    source: BlockSource
+    grid: Grid
+    ring: Ring | None
+
+    def __getitem__(self, request: BlockRequest) -> SpanBlock | KdcacheError:
+        views, rows = self.grid.views(request.span), slice(request.start, request.stop)
+        out, layers = None, LayerDigests()
+        if self.ring is not None and request.slot is not None:
+            out = self.ring[request.slot][:, : request.stop - request.start]
+        try:
+            block = self.source.render(
+                request.span.tar, rows, views=views, layers=layers, out_GNHW3=out
+            )
+        except KdcacheError as error:  # of the whole tar; a worker would bury it in a trace
+            return error
+        return SpanBlock(
+            request,
+            block.pixels_GNHW3 if out is None else None,
+            block.problems,
+            block.usable_N,
+            block.witnesses(),
+            layers.values(),
+        )
+
+
+class BlockStream:
+    """The blocks of spans, in order. Pixels stay until their block is given back by `done`."""
+
+    def __init__(self, source: BlockSource, grid: Grid, *, num_workers: int) -> None:
+        self._source, self._grid, self._num_workers = source, grid, num_workers
+        self._ring: Ring | None = None
+        if num_workers and can_share():
+            size, slots = source.recipe.size, PREFETCH * num_workers + 2
+            shape = (slots, grid.span_views, source.recipe.block, size, size, 3)
+            self._ring = Ring(shape)
+
+    def blocks(
+        self, spans: Iterable[Span]
+    ) -> Iterator[tuple[BlockRequest, SpanBlock | KdcacheError]]:
+        """Yield each block of each span, or why its tar cannot be read.
+
+        spans: iterated ahead of what is yielded.
+
+        Raises:
+            UsageError: a worker died.
+        """
+        asked: list[BlockRequest] = []
+        requests = self._requests(spans, asked)
+        loaded = load(
+            _Renderer(self._source, self._grid, self._ring),
+            requests,
+            num_workers=self._num_workers,
+            forked=self._ring is not None,
+        )
+        for block in loaded:
+            request = asked.pop(0)
+            if isinstance(block, SpanBlock) and block.pixels_GNHW3 is None:
+                assert self._ring is not None
+                assert request.slot is not None
+                pixels = self._ring[request.slot][:, : request.stop - request.start]
+                block = replace(block, pixels_GNHW3=pixels)
+            yield request, block
+
+    def done(self, request: BlockRequest) -> None:
+        """Give a block's memory back."""
+        if self._ring is not None and request.slot is not None:
+            self._ring.free(request.slot)
+
+    def _requests(self, spans: Iterable[Span], asked: list[BlockRequest]) -> Iterator[BlockRequest]:
+        for span in spans:
+            rows = self._source.blocks(span.tar)
+            for part in rows:
+                slot = None if self._ring is None else self._ring.take()
+                request = BlockRequest(span, part.start, part.stop, part == rows[-1], slot)
+                asked.append(request)
+                yield request

@@ -1,0 +1,64 @@
+"""Claims about running a job: worker processes, slices, and an end by SIGTERM."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdcache.cache.store import open_cache
+from kdcache.data.dataset import Dataset
+from tests import tiny
+from tests.cli import making
+from tests.cli.conftest import Outcome, Run
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
+
+Precompute = Callable[..., Outcome]
+
+
+@pytest.fixture
+def precompute(kdcache: Run, tmp_path: Path, dataset: Dataset) -> Precompute:
+    """A function that runs precompute over the dataset into tmp_path / "cache"; options go last."""
+    recipe = write_recipe(tmp_path / "recipe.toml", tiny.make_recipe())
+
+    def run(*options: object) -> Outcome:
+        return kdcache(
+            *("precompute", "--data", dataset.root, "--teacher", TEACHER, *PLAIN),
+            *("--recipe", recipe, "--views", "4", "--span-views", "2", "--encoding", "topk:3"),
+            *("--cache", tmp_path / "cache", *options),
+        )
+
+    return run
+
+
+def test_two_slices_with_workers_make_the_whole_cache(
+    precompute: Precompute, tmp_path: Path, complete: Path
+) -> None:
+    first = precompute("--slice", "1/2", "--workers", "1", "--json")
+    assert (first.code, first.value["spans_computed"]) == (0, 3)
+    assert len(open_cache(tmp_path / "cache").missing()) == 3
+    assert precompute("--slice", "0/2", "--workers", "1").code == 0
+    assert open_cache(tmp_path / "cache").valid_seal() is not None
+    assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b", "0/0", "1/2/3", ""])
+def test_a_slice_that_is_none_is_refused(precompute: Precompute, text: str) -> None:
+    check_refusal(precompute(f"--slice={text}"), 2, "--slice", "expected i/n")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_ends_the_job_which_goes_on_later(
+    precompute: Precompute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    options = ["--teacher", "tests.cli.making:terminated_teacher", "--batch-size", "8"]
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(making, "TERMINATE_AT", 8)
+    outcome = precompute(*options, "--workers", workers)
+    assert outcome.code == 143
+    assert "the same command goes on from there" in outcome.stdout
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 0 < len(open_cache(tmp_path / "cache").missing()) < 6
+    monkeypatch.setattr(making, "TERMINATE_AT", None)
+    assert precompute(*options, "--workers", workers).code == 0
+    assert open_cache(tmp_path / "cache").missing() == []
