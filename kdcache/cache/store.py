@@ -5,7 +5,6 @@ their checksums are: an object that is missing, another span's or of another run
 this one's. Its bytes are those that zarr-python writes and reads (zarr_path.py).
 """
 
-import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdcache.cache.chunks import ChunkReader
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
 from kdcache.cache.manifest import (
@@ -38,15 +38,13 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import Folder, unreadable
+from kdcache.cache.objects import Folder
 from kdcache.cache.shard import (
     Place,
     checksum,
     decode_tile,
     encode_tile,
     join_chunks,
-    shard_index,
-    stated_checksum,
     with_checksum,
     without_checksum,
 )
@@ -104,7 +102,6 @@ class Cache:
     def __init__(self, path: Path, *, checked: bool = True) -> None:
         self.path = path
         self.folder = Folder(path)
-        self._root = str(path)  # joining paths takes longer than reading a tile's chunk
         attributes = self._document(ROOT).get("attributes")
         described = read_attributes(attributes if isinstance(attributes, dict) else {}, source=path)
         self.info, self.grid = described.info, described.grid
@@ -114,7 +111,7 @@ class Cache:
             raise CorruptError(f"{'; '.join(problems.values())}; {REPAIR}")
         self.commit = lru_cache(maxsize=4096)(self._read_commit)
         self._witnesses = lru_cache(maxsize=256)(self._read_witnesses)
-        self._sound: set[str] = set()  # objects whose index was compared
+        self._chunks = ChunkReader(str(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (open_cache, (self.path,))
@@ -347,7 +344,8 @@ class Cache:
         rows = int(self.rows[tar])
         names = object_names(span, self.info.specs)
         chunks = {
-            s.name: self._chunk(commit, s.name, names[s.name], position) for s in self.info.specs
+            s.name: self._chunks.read(commit, s.name, names[s.name], position=position)
+            for s in self.info.specs
         }
         where = f"{self.path}: tar {tar}, view {view}"
         arrays = decode_tile(
@@ -357,44 +355,6 @@ class Cache:
         if commit.rows != rows or tuple(np.flatnonzero(~usable).tolist()) != commit.unusable:
             raise CorruptError(f"{where} is unlike its commit record; {REPAIR}")
         return Tile({name: torch.from_numpy(array) for name, array in arrays.items()}, usable)
-
-    def _chunk(self, commit: Commit, array: str, name: str, position: int) -> bytes:
-        """Return the bytes of one chunk of an object, as its commit record describes them."""
-        places, path = commit.tiles.get(array, ()), f"{self._root}/{name}"
-        if position >= len(places) or name not in commit.objects:
-            raise CorruptError(f"{path}: its commit record does not tell of it; {REPAIR}")
-        place = places[position]
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise unreadable(path, error) from None
-        try:
-            if name not in self._sound:
-                self._compare_object(file, commit, name=name, places=places)
-                self._sound.add(name)
-            chunk = os.pread(file, place.size_bytes, place.offset)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        finally:
-            os.close(file)
-        if stated_checksum(chunk) != place.crc32c:
-            raise CorruptError(
-                f"{path}: damaged, or of another run: a checksum differs from the commit record's; "
-                f"{REPAIR}"
-            )
-        return chunk
-
-    def _compare_object(
-        self, file: int, commit: Commit, *, name: str, places: tuple[Place, ...]
-    ) -> None:
-        """Compare an object's size, and the index of a shard, with the commit record."""
-        size, expected = os.fstat(file).st_size, commit.objects[name]["size_bytes"]
-        end = places[-1].offset + places[-1].size_bytes
-        index = b"" if name.startswith("witness/") else shard_index(places)
-        if os.pread(file, len(index) + 1, end) != index:
-            raise CorruptError(f"{self.path / name}: damaged: its index differs; {REPAIR}")
-        if size != expected:
-            raise CorruptError(f"{self.path / name}: {size} bytes, {expected} committed; {REPAIR}")
 
     def read_witness(self, tar: int, view: int) -> NDArray[np.uint64]:
         """Return the witness of each block of a tar in a view, uint64.
@@ -409,5 +369,5 @@ class Cache:
 
     def _read_witnesses(self, span: Span) -> NDArray[np.uint64]:
         name = object_names(span, self.info.specs)["witness"]
-        data = self._chunk(self.commit(span), "witness", name, 0)[:-4]
+        data = self._chunks.read(self.commit(span), "witness", name, position=0)[:-4]
         return np.frombuffer(data, "<u8").reshape(self.grid.span_views, self.grid.blocks)

@@ -133,7 +133,7 @@ def verify(
         )
     if replay is None:
         replay = 0.0 if data is None else REPLAY_SHARE
-    store = open_cache(cache)
+    store = open_cache(cache, checked=False)
     damage = list(check_objects(store))
     absent = store.missing()
     value: dict[str, Any] = {

@@ -366,6 +366,18 @@ def test_damage_is_listed_and_mended_by_the_steps_that_the_error_names(
     assert tiny.tree(copy) == sound
 
 
+def test_damaged_metadata_are_listed_with_all_else_and_mended(kdcache: Run, copy: Path) -> None:
+    sound = tiny.tree(copy)
+    for name in ("tails/zarr.json", "rows/c/0"):
+        _flip(copy / name)
+    outcome = kdcache("verify", copy, "--json")
+    assert outcome.code == 5
+    found = {damaged["where"] for damaged in outcome.value["damaged"]}
+    assert found == {"tails/zarr.json", "rows/c/0"}
+    assert kdcache("repair", copy).code == 0
+    assert tiny.tree(copy) == sound
+
+
 def test_damage_is_listed_though_the_teacher_was_to_run(
     kdcache: Run, copy: Path, dataset: Dataset
 ) -> None:
