@@ -58,9 +58,8 @@ def _compare(
 ) -> None:
     """Compare an object's size, and the index of a shard, with the commit record."""
     size, expected = os.fstat(file).st_size, commit.objects[name]["size_bytes"]
-    end = places[-1].offset + places[-1].size_bytes
-    index = shard_index(places) if is_shard else b""
-    if os.pread(file, len(index) + 1, end) != index:
-        raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")
     if size != expected:
-        raise CorruptError(f"{path}: {size} bytes, {expected} committed; {_REPAIR}")
+        raise CorruptError(f"{path}: damaged: {size} bytes, {expected} committed; {_REPAIR}")
+    end = places[-1].offset + places[-1].size_bytes
+    if is_shard and os.pread(file, size, end) != shard_index(places):
+        raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")

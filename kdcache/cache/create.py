@@ -21,6 +21,7 @@ from kdcache.cache.objects import Folder
 from kdcache.cache.shard import with_checksum
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import UsageError
+from kdcache.files import sync
 
 ROWS = "rows/c/0"
 Samples = Sequence[NDArray[np.uint64]]
@@ -71,13 +72,15 @@ def create_like(path: Path, like: Cache, *, num_views: int) -> Cache:
 
 
 def _publish(path: Path, objects: dict[str, bytes]) -> Cache:
+    absent = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
             made = Folder(Path(scratch) / "cache")
             made.write(objects)
             os.rename(made.path, path)
-            Folder(path.parent).sync_folders([path.name])
+        for folder in (path, *absent):
+            sync(folder.parent)
     except OSError as error:
         raise UsageError(f"{path}: cannot create the cache: {error.strerror}") from error
     return open_cache(path)

@@ -17,6 +17,7 @@ from kdcache.identity import FORMAT_VERSION, canonical_json, digest, read_json
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
 
 SEAL = "seal.json"
+COMMITS = "commits"
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def parse_commit(data: bytes, span: Span, *, cache: str, where: Path) -> Commit:
 
 def committed(folder: Folder) -> set[Span]:
     """Return the spans that have a commit record."""
-    spans = map(span_named, folder.names("commits"))
+    spans = map(span_named, folder.names(COMMITS))
     return {span for span in spans if span is not None}
 
 

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numcodecs import blosc
 
 from kdcache.cache.layout import Grid
 from kdcache.cache.shard import CODECS, LEVEL
 from kdcache.targets.target import FieldSpec
 
 ROOT = "zarr.json"
-_SHUFFLES = {"lz4-bitshuffle": "bitshuffle", "zstd-bitshuffle": "bitshuffle"} | {
-    "zstd-shuffle": "shuffle",
-    "zstd": "noshuffle",
-}
+_SHUFFLES = {blosc.NOSHUFFLE: "noshuffle", blosc.SHUFFLE: "shuffle", blosc.BITSHUFFLE: "bitshuffle"}
 
 Document = dict[str, Any]
 
@@ -74,17 +72,18 @@ def _field(spec: FieldSpec, grid: Grid) -> Document:
         dimensions=("tar", "view", "entry") if flat else ("tar", "view", "row", width),
         fill="NaN" if np.isnan(spec.fill) else spec.fill,
     )
-    blosc = {
+    name, shuffle, block_bytes = CODECS[spec.compression]
+    frame = {
         "typesize": np.dtype(spec.dtype).itemsize,
-        "cname": CODECS[spec.compression][0],
+        "cname": name,
         "clevel": LEVEL,
-        "shuffle": _SHUFFLES[spec.compression],
-        "blocksize": 0,
+        "shuffle": _SHUFFLES[shuffle],
+        "blocksize": block_bytes,
     }
     checksum = {"name": "crc32c"}
     sharding = {
         "chunk_shape": [1, 1, *inner],
-        "codecs": [_bytes(spec.dtype), {"name": "blosc", "configuration": blosc}, checksum],
+        "codecs": [_bytes(spec.dtype), {"name": "blosc", "configuration": frame}, checksum],
         "index_codecs": [_bytes("u8"), checksum],
         "index_location": "end",
     }

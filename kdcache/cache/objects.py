@@ -100,6 +100,17 @@ class Folder:
         for folder in sorted(folders, reverse=True):
             sync(self.path / folder)
 
+    def settle(self, folder: str) -> None:
+        """Sweep what killed writers left in a folder, and force all its names to the disk.
+
+        A writer may have died between naming an object and forcing the name.
+        """
+        for name in self.names(folder):
+            if name.endswith(PARTIAL):
+                os.unlink(self.path / folder / name)
+        self.sync_folders([f"{folder}/"])
+        sync(self.path / folder)
+
     def remove(self, name: str) -> None:
         """Delete an object if it is there, durably."""
         (self.path / name).unlink(missing_ok=True)

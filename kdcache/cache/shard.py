@@ -22,11 +22,13 @@ from kdcache.targets.target import Compression, FieldSpec
 LEVEL = 5
 CHECKSUM_BYTES = 4
 _RESIDUE = 0x48674BC7  # crc32c of any data and its own crc32c
-CODECS: dict[Compression, tuple[str, int]] = {
-    "lz4-bitshuffle": ("lz4", blosc.BITSHUFFLE),
-    "zstd-bitshuffle": ("zstd", blosc.BITSHUFFLE),
-    "zstd-shuffle": ("zstd", blosc.SHUFFLE),
-    "zstd": ("zstd", blosc.NOSHUFFLE),
+# Compressor, shuffle, and bytes of a block: few, since each starts zstd anew; 0 leaves it to Blosc.
+CODECS: dict[Compression, tuple[str, int, int]] = {
+    "lz4-bitshuffle": ("lz4", blosc.BITSHUFFLE, 0),
+    "zstd-bitshuffle": ("zstd", blosc.BITSHUFFLE, 0),
+    "zstd-shuffle": ("zstd", blosc.SHUFFLE, 0),
+    "zstd-shuffle-1mib": ("zstd", blosc.SHUFFLE, 1 << 20),
+    "zstd": ("zstd", blosc.NOSHUFFLE, 0),
 }
 
 
@@ -103,11 +105,11 @@ def decode_tile(
 
 
 def _compress(array: NDArray[Any], spec: FieldSpec) -> bytes:
-    name, shuffle = CODECS[spec.compression]
+    name, shuffle, block_bytes = CODECS[spec.compression]
     # With several threads, Blosc puts the blocks of a frame in the order that they finish.
     threads, blosc.use_threads = blosc.use_threads, False
     try:
-        return bytes(blosc.compress(array, name.encode(), LEVEL, shuffle, 0))
+        return bytes(blosc.compress(array, name.encode(), LEVEL, shuffle, block_bytes))
     finally:
         blosc.use_threads = threads
 

@@ -19,6 +19,7 @@ from kdcache.cache.chunks import ChunkReader
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
 from kdcache.cache.manifest import (
+    COMMITS,
     SEAL,
     Commit,
     Seal,
@@ -299,6 +300,7 @@ class Cache:
         with self.folder.lock(EXTENT_LOCK, wait=True):
             seal, root = self._complete_totals(), self._sealed_root()
             try:
+                self.folder.settle(COMMITS)
                 if root is not None and root != self._document(ROOT):
                     self.folder.publish(ROOT, to_text(root), replace=True)
                 if root is not None and seal != read_seal(self.folder):

@@ -1,6 +1,7 @@
 """Engines: who runs which span when. All run the same spans; the store is the only state."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
@@ -101,7 +102,8 @@ class _Claims:
     def _done(self, commit: Commit) -> None:
         span = Span(commit.tar, commit.run)
         self._any_committed = True
-        release(self._job.cache.folder, span)
+        with self._keeping(f"that span {span} is computed"):
+            release(self._job.cache.folder, span)
         self._locks.free(span.lock)
         self._report(commit)
 
@@ -109,6 +111,14 @@ class _Claims:
         if not isinstance(error, DataError) and not self._any_committed:
             raise error  # it would fail everywhere
         if poisoned:
-            quarantine(self._job.cache.folder, span, error)
+            with self._keeping(f"why span {span} is not computed ({error})"):
+                quarantine(self._job.cache.folder, span, error)
         self._locks.free(span.lock)
         self.errors[span] = error
+
+    @contextmanager
+    def _keeping(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._job.cache.cannot_write(what, error) from error

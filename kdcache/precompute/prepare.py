@@ -7,6 +7,7 @@ from kdcache.cache.info import CacheInfo
 from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import MismatchError, UsageError
+from kdcache.files import sync
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.span import write_versions
 from kdcache.recipe.schema import Recipe
@@ -105,6 +106,10 @@ def prepare_cache(
             if not is_cache(path):  # else another process has just made it
                 raise
     cache = open_cache(path)
+    try:
+        sync(path.parent)  # whoever made it may have died before it did
+    except OSError as error:
+        raise cache.cannot_write("its folder", error) from error
     check_same(cache, info)
     if cache.grid.num_views != num_views or span_views not in (None, cache.grid.span_views):
         more = num_views > cache.grid.num_views and span_views in (None, cache.grid.span_views)

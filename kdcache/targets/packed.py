@@ -26,6 +26,7 @@ from kdcache.targets.target import (
     TAIL_TEMPERATURES,
     Fields,
     FieldSpec,
+    Layout,
     SparseTarget,
     tail_log_odds,
 )
@@ -51,16 +52,14 @@ class Packed:
     def specs(self, num_classes: int) -> tuple[FieldSpec, ...]:
         """Return the stored arrays."""
         index = "u2" if num_classes <= 0x10000 else "u4"
-        ragged = self.least is not None
+        layout: Layout = "rows" if self.least is None else "ragged"
         entries = (
-            FieldSpec("gaps", index, self.k, 0, "zstd-shuffle", "ragged" if ragged else "rows"),
-            FieldSpec(
-                "codes", "u1", self.k, NONE, "lz4-bitshuffle", "ragged" if ragged else "rows"
-            ),
+            FieldSpec("gaps", index, self.k, 0, "zstd-shuffle-1mib", layout),
+            FieldSpec("codes", "u1", self.k, NONE, "lz4-bitshuffle", layout),
         )
         tails = FieldSpec("tails", "u1", len(TAIL_TEMPERATURES), NONE, "lz4-bitshuffle")
-        counts = (FieldSpec("counts", "u1", 1, 0, "zstd", "counts"),) if ragged else ()
-        return (*entries, tails, *counts)
+        counts = FieldSpec("counts", "u1", 1, 0, "zstd", "counts")
+        return (*entries, tails) if layout == "rows" else (*entries, tails, counts)
 
     def encode(self, logits_NC: Tensor) -> Fields:
         """Return gaps (N, k) int64, codes (N, k) uint8, tails (N, 3) uint8."""

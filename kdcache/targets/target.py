@@ -13,7 +13,10 @@ from torch import Tensor
 TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
 
 Fields = dict[str, Tensor]
-Compression = Literal["lz4-bitshuffle", "zstd-bitshuffle", "zstd-shuffle", "zstd"]
+Compression = Literal[
+    "lz4-bitshuffle", "zstd-bitshuffle", "zstd-shuffle", "zstd-shuffle-1mib", "zstd"
+]
+Layout = Literal["rows", "ragged", "counts"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class FieldSpec:
     width: int
     fill: float
     compression: Compression
-    layout: Literal["rows", "ragged", "counts"] = "rows"
+    layout: Layout = "rows"
 
 
 @dataclass(frozen=True, eq=False)

@@ -274,6 +274,20 @@ def test_a_folder_in_place_of_a_file_is_found(subject: Subject) -> None:
             path.write_bytes(subject.whole[name])
 
 
+def test_a_file_in_place_of_a_folder_is_found(subject: Subject) -> None:
+    for folder in [path for path in subject.path.iterdir() if path.is_dir()]:
+        aside = folder.rename(folder.with_name("aside"))
+        folder.write_bytes(b"")
+        try:
+            assert _verified(subject.path)
+            with pytest.raises((CorruptError, IncompleteError), match=folder.name) as caught:
+                _read_all(open_cache(subject.path))
+            assert NEXT_STEP.search(str(caught.value)), caught.value
+        finally:
+            folder.unlink()
+            aside.rename(folder)
+
+
 def test_damage_of_one_span_leaves_the_others_readable(subject: Subject) -> None:
     span = Span(1, 0)
     record = {span.commit_name: None}

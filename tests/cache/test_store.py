@@ -8,6 +8,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
+import torch
 import zarr
 from google_crc32c import value as crc32c
 from hypothesis import given, settings

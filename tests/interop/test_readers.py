@@ -18,8 +18,10 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from kdcache.cache.layout import Span
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.zarr_path import read_by_zarr
+from kdcache.errors import IncompleteError
 from tests.cache import filling
 from tests.interop.decoding import decode, rows_of
 
@@ -76,6 +78,14 @@ def by_zarr(cache: Cache) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(group[name][:]) for name in _names(cache)}
 
 
+def by_zarr_alone(cache: Cache) -> dict[str, NDArray[Any]]:
+    """Return all arrays of a cache, whole, by the metadata of each, sealed or not."""
+    arrays: dict[str, Any] = {
+        name: zarr.open_array(str(cache.path / name), mode="r") for name in _names(cache)
+    }
+    return {name: np.asarray(array[:]) for name, array in arrays.items()}
+
+
 def by_zarrita(cache: Cache) -> dict[str, NDArray[Any]]:
     """Return all arrays of a cache, whole, from a process of another language."""
     if not ZARRITA.exists():
@@ -122,6 +132,27 @@ def test_other_readers_find_the_same_numbers(case: Cache, reader: Reader) -> Non
                 for name in ("gaps", "codes"):
                     entries = tile.fields[name].numpy()[kept]
                     np.testing.assert_array_equal(stored[name][: len(entries)], entries)
+
+
+@pytest.mark.parametrize("reader", [by_tensorstore, by_zarr_alone, by_zarrita])
+def test_other_readers_find_fill_values_where_a_span_is_not_computed(
+    tmp_path: Path, reader: Reader
+) -> None:
+    """A cache that is not sealed: only the commit records say what is there."""
+    filled = filling.empty(tmp_path / "c", encoding="adaptive:0.05", num_classes=12)
+    for span in (Span(0, 1), Span(2, 0)):
+        filled.write(span)
+    cache, whole = open_cache(tmp_path / "c"), reader(filled.cache)
+    for tar in range(cache.grid.num_tars):
+        for view in range(cache.grid.num_views):
+            is_there = (tar, view) in filled.fields
+            for spec in cache.info.specs:
+                assert (whole[spec.name][tar, view] != spec.fill).any() == is_there
+            assert whole["witness"][tar, view].any() == is_there
+            if not is_there:
+                with pytest.raises(IncompleteError):
+                    cache.read_tile(tar, view)
+    filled.check_all(cache)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0, 3.0, 4.0])

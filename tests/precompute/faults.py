@@ -71,6 +71,16 @@ def full_from(number: int) -> Fault:
     return fault
 
 
+def fail_at(number: int) -> Fault:
+    """Let one change fail, as a disk does that is about to break."""
+
+    def fault(now: int, change: Change) -> None:
+        if now == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), change.path)
+
+    return fault
+
+
 class _Watch:
     def __init__(self, root: Path, fault: Fault) -> None:
         self.done: list[Change] = []

@@ -23,6 +23,7 @@ from tests.precompute.faults import (
     Killed,
     Tree,
     exit_at,
+    fail_at,
     full_from,
     kill_at,
     lay_out,
@@ -184,6 +185,45 @@ def test_a_disk_full_at_any_write_stops_the_job_with_a_message_and_a_rerun_compl
     assert set(left) == {None, 0, 1, 2, 3}
     assert min(left.values()) > 5
     assert left.total() > 120
+
+
+def test_a_disk_too_full_to_set_a_span_aside_says_why_the_span_failed(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "images", 5)
+    sorted(images.rglob("*.*"))[1].write_bytes(b"no image")
+    job = _job(tmp_path / "c", tiny.pack_images(images, tmp_path / "data"))
+    with watching(tmp_path / "c", full_from(0)), pytest.raises(UsageError) as caught:
+        run_inline(job)
+    assert "cannot write why span 0-0 is not computed (" in str(caught.value)
+    assert re.search(r"key class.*\): No space left on device; committed", str(caught.value))
+    assert committed(job.cache.folder) == set()
+
+
+# --- an error of the disk --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_error_of_the_disk_at_any_change_of_a_file_is_told_or_does_not_matter(
+    small: Dataset, whole: Cache, tmp_path: Path
+) -> None:
+    """Once, at each start and middle of a file, sync, new name and deletion."""
+    stopped = 0
+    for number in count():
+        path, told, message = tmp_path / f"{number}" / "c", set[Span](), ""
+        path.parent.mkdir()
+        with watching(path.parent, fail_at(number)) as done:
+            try:
+                job = _job(path, small)
+                run_inline(job, committed=lambda c, told=told: told.add(Span(c.tar, c.run)))
+            except UsageError as error:
+                message = str(error)
+        if not message and len(done) <= number:
+            break
+        assert not message or "Input/output error" in message
+        stopped += bool(message)
+        if path.exists():
+            assert told <= _check(path, whole)
+        _check_rerun(path, small, whole)
+    assert stopped > 150
 
 
 # --- a power cut -----------------------------------------------------------------------------

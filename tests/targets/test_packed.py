@@ -443,12 +443,12 @@ def test_the_stored_arrays_are_those_of_the_format() -> None:
         ]
 
     assert layout("packed:32") == [
-        ("gaps", "u2", 32, 0, "zstd-shuffle", "rows"),
+        ("gaps", "u2", 32, 0, "zstd-shuffle-1mib", "rows"),
         ("codes", "u1", 32, 255, "lz4-bitshuffle", "rows"),
         ("tails", "u1", 3, 255, "lz4-bitshuffle", "rows"),
     ]
     assert layout("adaptive:0.01") == [
-        ("gaps", "u2", 128, 0, "zstd-shuffle", "ragged"),
+        ("gaps", "u2", 128, 0, "zstd-shuffle-1mib", "ragged"),
         ("codes", "u1", 128, 255, "lz4-bitshuffle", "ragged"),
         ("tails", "u1", 3, 255, "lz4-bitshuffle", "rows"),
         ("counts", "u1", 1, 0, "zstd", "counts"),
