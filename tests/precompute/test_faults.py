@@ -297,7 +297,7 @@ def _check_cuts(changes: list[Change], whole: Cache, root: Path) -> None:
             _check(root / f"{number}" / "c", whole)
 
 
-FOUND = r"lost after|damaged|missing|no cache"
+FOUND = r"lost after|damaged|missing|committed; run|no cache"
 FORGOTTEN: dict[
     str, Callable[[str, str], bool]
 ] = {  # what a sync is of, and of what the one before it was
