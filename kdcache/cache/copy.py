@@ -62,7 +62,7 @@ def check_copies(target: Cache, sources: Iterable[Cache]) -> None:
         if differing:
             raise MismatchError(
                 f"{source.path}: no copy of {target.path}: {'; '.join(differing)}; pass caches of "
-                "one dataset, recipe, teacher and encoding"
+                "one dataset, recipe, teacher, encoding and --span-views"
             )
 
 

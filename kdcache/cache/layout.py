@@ -102,9 +102,11 @@ def check_views(num_views: int, span_views: int) -> None:
         UsageError: they do not.
     """
     if num_views < 1 or span_views < 1 or num_views % span_views:
+        least = max(span_views, 1)
+        near = max(num_views // least, 1) * least
         raise UsageError(
             f"{num_views} views in spans of {span_views}: the number of views must be a multiple "
-            "of the views of a span"
+            f"of the views of a span, such as {near} or {near + least}"
         )
 
 

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from kdcache.cache.layout import Span, span_named
 from kdcache.cache.objects import Folder
-from kdcache.errors import KdcacheError
+from kdcache.errors import DataError, KdcacheError, UsageError
 
 FOLDER = "quarantine"
+_KINDS = {kind.__name__: kind for kind in (DataError, UsageError)}
 
 
 def quarantine(folder: Folder, span: Span, error: Exception) -> None:
@@ -28,16 +29,17 @@ def release(folder: Folder, span: Span) -> None:
         folder.remove(_name(span))
 
 
-def quarantined(folder: Folder) -> dict[Span, str]:
+def quarantined(folder: Folder) -> dict[Span, KdcacheError]:
     """Return the spans set aside, in order, and their errors."""
-    found = {}
+    found: dict[Span, KdcacheError] = {}
     for name in folder.names(FOLDER):
         span = span_named(name)
         if span is not None:
             try:
-                found[span] = str(json.loads(folder.read(f"{FOLDER}/{name}"))["error"])
+                body = json.loads(folder.read(f"{FOLDER}/{name}"))
+                found[span] = _KINDS.get(body["kind"], UsageError)(str(body["error"]))
             except (OSError, KdcacheError, ValueError, KeyError, TypeError):
-                found[span] = "its record is damaged"
+                found[span] = UsageError(f"span {span} failed, and the record of it is damaged")
     return dict(sorted(found.items()))
 
 

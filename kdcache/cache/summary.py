@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdcache.cache.quarantine import quarantined
 from kdcache.cache.store import Cache
 
 
@@ -25,6 +26,7 @@ def summarise_cache(cache: Cache) -> dict[str, Any]:
         "span_views": grid.span_views,
         "spans": spans,
         "spans_missing": len(absent),
+        "quarantined": {str(s): str(e) for s, e in quarantined(cache.folder).items()},
         "coverage": 1 - len(absent) / spans,
         "views_stored": stored,
         "rows_unusable": sum(len(rows) for rows in totals.unusable.values()),

@@ -56,6 +56,8 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
         "missing)",
         "size": human_bytes(value["size_bytes"]),
     }
+    for span, error in list(value["quarantined"].items())[:FINDINGS_SHOWN]:
+        lines[f"set aside, span {span}"] = error
     if value["rows_unusable"]:
         lines["unusable"] = f"{value['rows_unusable']} images"
     if value["bytes_per_view"] is not None:

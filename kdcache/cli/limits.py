@@ -75,7 +75,12 @@ def _share(text: str) -> float:
         raise UsageError(
             f"--max-gradient-error {text!r}: expected a share, as 1% or 0.01"
         ) from None
-    return number / 100 if text.endswith("%") else number
+    share = number / 100 if text.endswith("%") else number
+    if share > 1:
+        raise UsageError(
+            f"--max-gradient-error {text!r}: expected a share of at most 1, as 1% or 0.01"
+        )
+    return share
 
 
 def sample_teacher(
@@ -139,7 +144,11 @@ def settle_encoding(
 
     if is_cache(cache):
         stored = str(open_cache(cache).info.encoding)
-        say(f"encoding {stored}: that of {cache}, which is there already", as_json=as_json)
+        say(
+            f"encoding {stored}: that of {cache}, which is there already; the limits are not "
+            "looked at, kdcache inspect tells what it loses",
+            as_json=as_json,
+        )
         return stored
     logits_NC = sample_teacher(source, teacher, samples=SAMPLES, views=views, batch_size=batch_size)
     chosen = choose(measure_candidates(logits_NC, tar_rows=largest_tar(source)), budget)

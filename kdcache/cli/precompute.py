@@ -104,6 +104,8 @@ def precompute(
       kdcache precompute --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
       --recipe funmatch --views 16 --cache build/cache
     """
+    from kdcache.cache.quarantine import quarantined
+    from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
     from kdcache.precompute.engines import slice_of
@@ -136,6 +138,8 @@ def precompute(
             batch_size=batch_size,
             as_json=as_json,
         )
+    if encoding is None and is_cache(cache):
+        encoding = str(open_cache(cache).info.encoding)
     info = describe_cache(
         dataset,
         plan,
@@ -146,6 +150,13 @@ def precompute(
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
     chosen = store.missing() if part is None else slice_of(store.missing(), *part)
+    aside = set(quarantined(store.folder)).intersection(chosen)
+    if aside and not (retry_quarantined or skip_bad):
+        chosen = [span for span in chosen if span not in aside]
+        say(
+            f"{len(aside)} spans are left out that failed before: --retry-quarantined tries again",
+            as_json=as_json,
+        )
     say(
         f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
         f"on {network.device}",

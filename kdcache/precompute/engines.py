@@ -7,7 +7,7 @@ from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
 from kdcache.cache.objects import Locks
 from kdcache.cache.quarantine import quarantine, quarantined, release
-from kdcache.errors import DataError, KdcacheError, UsageError
+from kdcache.errors import DataError, KdcacheError
 from kdcache.precompute.span import Job, Report, run_spans
 
 
@@ -53,13 +53,14 @@ def run_inline(
     return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
 
 
-def _joined(errors: dict[Span, KdcacheError], left: dict[Span, str]) -> KdcacheError:
+def _joined(errors: dict[Span, KdcacheError], left: dict[Span, KdcacheError]) -> KdcacheError:
     """Return the error of spans that failed now, or are left in quarantine."""
     span = next(iter(errors or left))
-    error = errors.get(span) or UsageError(left[span])
-    advice = "mend the cause, then run the same command again"
+    error = errors.get(span) or left[span]
+    advice = "once the cause is mended, run the same command again"
     if left:
-        advice = f"{len(left)} are quarantined: {advice} with --retry-quarantined"
+        advice = f"{len(left)} are quarantined, see kdcache inspect; {advice} with "
+        advice += "--retry-quarantined"
     return type(error)(
         f"{error}; span {span} and {len(errors.keys() | left.keys()) - 1} others are not computed, "
         f"all others are stored; {advice}"

@@ -159,7 +159,8 @@ class _Run:
             row, problem = min(block.problems.items())
             where = self._job.source.where(block.request.span.tar, block.request.start + row)
             raise DataError(
-                f"{where}: {problem}; repair the image, or leave such rows out with --skip-bad"
+                f"{where}: {problem}; leave such images out with --skip-bad, or repair them, index "
+                "again and make another cache"
             )
         return block
 

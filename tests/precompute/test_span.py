@@ -190,7 +190,7 @@ def test_a_bad_image_sets_its_spans_aside_naming_tar_and_key_and_the_others_go_o
     (row,) = bad
     tar = row // 10
     key = sorted(f"class{n % 5}/{n:05d}" for n in range(24))[row]
-    expected = rf"{tar:06d}\.tar, key {key}: .*; repair the image, or leave .* --skip-bad"
+    expected = rf"{tar:06d}\.tar, key {key}: .*; leave such images out with --skip-bad, or "
     with pytest.raises(DataError, match=expected) as caught:
         run_inline(job)
     assert caught.value.exit_code == 7
@@ -206,7 +206,7 @@ def test_a_span_set_aside_is_tried_again_only_when_asked(tmp_path: Path) -> None
         DataError, match=r"key class.*; span 1-0 and 1 others are not computed, .* 2 are quar"
     ):
         run_inline(job)
-    with pytest.raises(UsageError, match="--retry-quarantined"):
+    with pytest.raises(DataError, match="key class.* --retry-quarantined"):
         run_inline(job, progress=seen.append)
     assert not seen
     with pytest.raises(DataError):
