@@ -206,7 +206,7 @@ def test_a_span_set_aside_is_tried_again_only_when_asked(tmp_path: Path) -> None
         DataError, match=r"key class.*; span 1-0 and 1 others are not computed, .* 2 are quar"
     ):
         run_inline(job)
-    with pytest.raises(DataError, match="key class.* --retry-quarantined"):
+    with pytest.raises(DataError, match=r"key class.* --retry-quarantined"):
         run_inline(job, progress=seen.append)
     assert not seen
     with pytest.raises(DataError):
