@@ -12,7 +12,7 @@ from kdcache.cache.layers import explain_difference
 from kdcache.cache.layout import Span, object_names
 from kdcache.cache.manifest import committed, summarise
 from kdcache.cache.metadata import ROOT
-from kdcache.cache.store import Cache
+from kdcache.cache.store import REPAIR, Cache
 from kdcache.cache.zarr_path import read_by_zarr
 from kdcache.data.blocks import BlockSource
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError
@@ -46,7 +46,7 @@ def check_objects(cache: Cache) -> Iterator[Finding]:
     yield from _check_samples(cache)
     done, sound = committed(cache.folder), []
     for span in sorted(done):
-        findings = list(_check_span(cache, span))
+        findings = list(check_span(cache, span))
         yield from findings
         if not findings:
             sound.append(span)
@@ -66,13 +66,18 @@ def _check_metadata(cache: Cache) -> Iterator[Finding]:
         yield Finding(name, problem, None)
 
 
-def _check_span(cache: Cache, span: Span) -> Iterator[Finding]:
+def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
+    """Yield what is wrong with a committed span.
+
+    Raises:
+        UsageError: the system cannot read something of it, which may be sound.
+    """
     if span.tar >= cache.grid.num_tars or span not in cache.grid.spans_of(span.tar):
         yield Finding(span.commit_name, "is of a span that this cache has not", span)
         return
     try:
         commit = cache.commit(span)
-    except KdcacheError as error:
+    except (CorruptError, IncompleteError) as error:
         yield Finding(span.commit_name, str(error), span)
         return
     sound = True
@@ -80,8 +85,8 @@ def _check_span(cache: Cache, span: Span) -> Iterator[Finding]:
         entry = commit.objects.get(name)
         try:
             found = cache.folder.digest(name)
-        except CorruptError:
-            yield Finding(name, "missing", span)
+        except CorruptError as error:
+            yield Finding(name, str(error).split(": ", 1)[1].removesuffix(f"; {REPAIR}"), span)
             sound = False
             continue
         if found != entry:
@@ -95,7 +100,7 @@ def _check_span(cache: Cache, span: Span) -> Iterator[Finding]:
         try:
             tile = cache.read_tile(span.tar, view)
             cache.read_witness(span.tar, view)
-        except KdcacheError as error:
+        except CorruptError as error:
             yield Finding(where, str(error), span)
             continue
         arrays = {name: field.numpy() for name, field in tile.fields.items()}
@@ -139,7 +144,7 @@ def _check_seal(cache: Cache, missing: list[Span]) -> Iterator[Finding]:
             yield Finding("seal.json", problem, None)
         elif seal != summarise(cache.folder, cache.grid, cache.info.id):
             yield Finding("seal.json", "differs from the commit records", None)
-    except KdcacheError as error:
+    except (CorruptError, IncompleteError) as error:
         yield Finding("seal.json", str(error), None)
 
 

@@ -83,15 +83,8 @@ def load_span(source: Cache, span: Span) -> StoredSpan:
 
     record, where = read(span.commit_name), source.path / span.commit_name
     commit = parse_commit(record, span, cache=source.info.id, where=where)
-    names = object_names(span, source.info.specs)
-    extent = (tuple(source.grid.views(span)), int(source.rows[span.tar]))
-    if (
-        commit.objects.keys() != set(names.values())
-        or commit.tiles.keys() != names.keys()
-        or (commit.views, commit.rows) != extent
-    ):
-        raise CorruptError(f"{where}: the record of another extent; run kdcache repair")
-    objects = {name: read(name) for name in names.values()}
+    source.check_extent(commit)
+    objects = {name: read(name) for name in object_names(span, source.info.specs).values()}
     for name, data in objects.items():
         found = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if found != commit.objects[name]:

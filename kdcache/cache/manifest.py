@@ -5,6 +5,7 @@ and the sha256 of every object of its span.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,80 @@ def _parse(data: bytes, where: Path) -> dict[str, Any]:
     raise CorruptError(f"{where}: damaged record; run kdcache repair")
 
 
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+def _whole(numbers: Iterable[Any], *, below: int = 2**63) -> tuple[int, ...]:
+    """Return whole numbers from 0 on.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    found = tuple(numbers)
+    if not all(type(number) is int and 0 <= number < below for number in found):
+        raise ValueError("not whole numbers")
+    return found
+
+
+def _rows(numbers: Iterable[Any], *, below: int = 2**63) -> tuple[int, ...]:
+    """Return row numbers, ascending.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    found = _whole(numbers, below=below)
+    if sorted(set(found)) != list(found):
+        raise ValueError("not ascending")
+    return found
+
+
+def _of(kind: type | tuple[type, ...], values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that are all of a kind.
+
+    Raises:
+        TypeError: they are not.
+    """
+    if not all(isinstance(value, kind) for value in values.values()):
+        raise TypeError(f"not {kind}")
+    return values
+
+
 def _fidelity(body: dict[str, Any]) -> Fidelity:
-    return Fidelity(
-        body["rows"],
-        tuple(body["kl"]),
-        body["agree"],
-        tuple(body["error"]),
-        tuple(body["gradient"]),
+    rows, agree = _whole((body["rows"], body["agree"]))
+    kl, error, gradient = (tuple(map(float, body[name])) for name in ("kl", "error", "gradient"))
+    if not len(kl) == len(error) == len(gradient) == len(NO_ROWS.kl):
+        raise ValueError("other temperatures")
+    return Fidelity(rows, kl, agree, error, gradient)
+
+
+def _object(entry: dict[str, Any]) -> dict[str, int | str]:
+    (size_bytes,) = _whole([entry["size_bytes"]])
+    return {"size_bytes": size_bytes, **_of(str, {"sha256": entry["sha256"]})}
+
+
+def _commit(body: dict[str, Any]) -> Commit:
+    """Return the commit record that a body says.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: it is none.
+    """
+    tar, run, rows = _whole((body["tar"], body["run"], body["rows"]))
+    tiles = {name: tuple(Place(*_whole(p)) for p in ps) for name, ps in body["tiles"].items()}
+    if not all(tiles.values()):
+        raise ValueError("an array without tiles")
+    return Commit(
+        **_of(str, {"cache": body["cache"]}),
+        tar=tar,
+        run=run,
+        views=_rows(body["views"]),
+        rows=rows,
+        unusable=_rows(body["unusable"], below=rows),
+        objects={name: _object(entry) for name, entry in body["objects"].items()},
+        tiles=tiles,
+        layers=_of(str, body["layers"]),
+        fidelity=_fidelity(body["fidelity"]),
+        versions=_of(str, body["versions"]),
+        seconds=_of((int, float), body["seconds"]),
     )
 
 
@@ -131,18 +199,9 @@ def parse_commit(data: bytes, span: Span, *, cache: str, where: Path) -> Commit:
         CorruptError: the record is damaged, or of another span or cache.
     """
     try:
-        body = _parse(data, where)
-        commit = Commit(
-            **{
-                **body,
-                "views": tuple(body["views"]),
-                "unusable": tuple(body["unusable"]),
-                "tiles": {name: tuple(Place(*p) for p in ps) for name, ps in body["tiles"].items()},
-                "fidelity": _fidelity(body["fidelity"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError):
-        raise CorruptError(f"{where}: fields are missing; run kdcache repair") from None
+        commit = _commit(_parse(data, where))
+    except _UNREADABLE:
+        raise CorruptError(f"{where}: is no commit record; run kdcache repair") from None
     if (commit.tar, commit.run) != span or commit.cache != cache:
         raise CorruptError(
             f"{where}: the record of span {commit.tar}-{commit.run} of cache {commit.cache[:12]}, "
@@ -195,9 +254,13 @@ def read_seal(folder: Folder) -> Seal | None:
     except FileNotFoundError:
         return None
     try:
-        rows = {int(tar): tuple(found) for tar, found in body["unusable"].items()}
-        return Seal(**{**body, "unusable": rows, "fidelity": _fidelity(body["fidelity"])})
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CorruptError(
-            f"{folder.path / SEAL}: fields are missing; run kdcache repair"
-        ) from None
+        views, size_bytes = _whole((body["views"], body["size_bytes"]))
+        return Seal(
+            **_of(str, {"cache": body["cache"]}),
+            views=views,
+            size_bytes=size_bytes,
+            unusable={int(tar): _rows(rows) for tar, rows in body["unusable"].items()},
+            fidelity=_fidelity(body["fidelity"]),
+        )
+    except _UNREADABLE:
+        raise CorruptError(f"{folder.path / SEAL}: is no seal; run kdcache repair") from None

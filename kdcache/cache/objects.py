@@ -28,11 +28,17 @@ def _sweep(folder: Path, prefix: str = "") -> None:
 
 def unreadable(path: Path | str, error: OSError) -> KdcacheError:
     """Return what to raise where the system cannot read a file of a cache."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return CorruptError(f"{path}: missing; run kdcache repair")
     if isinstance(error, PermissionError):
         return UsageError(f"{path}: {error.strerror}; give permission to read it")
-    return CorruptError(f"{path}: cannot be read: {error.strerror}; run kdcache repair")
+    if isinstance(error, IsADirectoryError):
+        return CorruptError(f"{path}: a folder stands in its place; run kdcache repair")
+    # It may be as sound as it was: nothing is withdrawn for it.
+    return UsageError(
+        f"{path}: cannot be read: {error.strerror}; run the same command again; if the disk has "
+        "lost the file, delete it and run kdcache repair"
+    )
 
 
 class Folder:
@@ -112,7 +118,16 @@ class Folder:
         sync(self.path / folder)
 
     def remove(self, name: str) -> None:
-        """Delete an object if it is there, durably."""
+        """Delete an object if it is there, durably.
+
+        Raises:
+            UsageError: a folder stands in its place.
+        """
+        if (self.path / name).is_dir():
+            raise UsageError(
+                f"{self.path / name}: a folder stands in a file's place; move it away, then run "
+                "the same command again"
+            )
         (self.path / name).unlink(missing_ok=True)
         if (self.path / name).parent.is_dir():
             sync((self.path / name).parent)

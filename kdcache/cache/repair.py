@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.cache.audit import Finding, check_objects
+from kdcache.cache.audit import Finding, check_objects, check_span
 from kdcache.cache.create import ROWS, rows_object, sample_object
 from kdcache.cache.info import with_extent
 from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
@@ -27,7 +27,7 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import Folder
+from kdcache.cache.objects import Folder, Locks
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset, tar_digest
 from kdcache.errors import CorruptError, KdcacheError, MismatchError, UsageError
@@ -73,9 +73,18 @@ def is_readable(path: Path) -> bool:
     except CorruptError:
         return False
     except UsageError:
-        if _is_sound_or_foreign(path):
+        if _is_sound_or_foreign(path) or not _can_read(path / ROOT):
             raise
         return False
+    return True
+
+
+def _can_read(path: Path) -> bool:
+    """Return whether the system can read a file that is there."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return True
 
 
@@ -232,19 +241,30 @@ def carry_out(cache: Cache, plan: Plan) -> Cache:
     """
     folder = cache.folder
     try:
-        with folder.lock(EXTENT_LOCK, wait=True):
+        with Locks(cache.path) as locks:
+            locks.take(EXTENT_LOCK, wait=True)
             now = open_cache(cache.path, checked=False)  # it may have more views by now
             for name, data in (_metadata(now) | plan.samples).items():
                 folder.publish(name, data, replace=True)
-            if plan.spans or plan.unsound_seal:
+            if plan.unsound_seal:
                 folder.remove(SEAL)
+            locks.free(EXTENT_LOCK)
             for span in plan.spans:
-                folder.remove(span.commit_name)
-        for span in plan.spans:
-            with folder.lock(span.lock, wait=True):
-                if not folder.exists(span.commit_name):  # else it was computed meanwhile
+                locks.take(span.lock, wait=True)
+                if not _is_mended(now, span):
+                    locks.take(EXTENT_LOCK, wait=True)
+                    folder.remove(SEAL)
+                    folder.remove(span.commit_name)
+                    locks.free(EXTENT_LOCK)
                     for name in object_names(span, cache.info.specs).values():
                         folder.remove(name)
+                locks.free(span.lock)
     except OSError as error:
         raise cache.cannot_write("the repair", error) from error
     return open_cache(cache.path)
+
+
+def _is_mended(cache: Cache, span: Span) -> bool:
+    """Return whether another process has mended a damaged span meanwhile."""
+    committed = cache.folder.exists(span.commit_name)
+    return committed and not any(check_span(cache, span))

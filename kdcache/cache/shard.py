@@ -95,13 +95,18 @@ def decode_tile(
         array: NDArray[Any] = np.empty(count, spec.dtype)
         frame = memoryview(chunks[spec.name])[:-CHECKSUM_BYTES]
         try:
+            if int.from_bytes(frame[4:8], "little") != array.nbytes:  # else part of it stays as is
+                raise ValueError("of another length")
             blosc.decompress(frame, array)
         except (ValueError, RuntimeError) as error:
             raise CorruptError(
                 f"{where}: {spec.name} is damaged: {error}; run kdcache repair"
             ) from error
         stored[spec.name] = array if spec.layout == "ragged" else array.reshape(max_rows, -1)
-    return from_stored(stored, tuple(specs), num_rows=num_rows)
+    try:
+        return from_stored(stored, tuple(specs), num_rows=num_rows)
+    except ValueError as error:
+        raise CorruptError(f"{where}: {error}; run kdcache repair") from error
 
 
 def _compress(array: NDArray[Any], spec: FieldSpec) -> bytes:

@@ -194,7 +194,26 @@ class Cache:
     # --- what it holds -------------------------------------------------------------------------
 
     def _read_commit(self, span: Span) -> Commit:
-        return read_commit(self.folder, span, cache=self.info.id)
+        commit = read_commit(self.folder, span, cache=self.info.id)
+        self.check_extent(commit)
+        return commit
+
+    def check_extent(self, commit: Commit) -> None:
+        """Check that a commit record tells of the views, rows and objects that its span has here.
+
+        Raises:
+            CorruptError: it does not.
+        """
+        span = Span(commit.tar, commit.run)
+        names, views = object_names(span, self.info.specs), tuple(self.grid.views(span))
+        tiles = dict.fromkeys(names, len(views)) | {"witness": 1}
+        found = (commit.views, commit.rows, commit.objects.keys())
+        if found != (views, self.rows[span.tar], set(names.values())) or tiles != {
+            array: len(places) for array, places in commit.tiles.items()
+        }:
+            raise CorruptError(
+                f"{self.path / span.commit_name}: the record of another extent; {REPAIR}"
+            )
 
     def missing(self) -> list[Span]:
         """Return the spans that are not committed, in order."""
@@ -205,6 +224,9 @@ class Cache:
         seal = read_seal(self.folder)
         if seal is None or seal.views != self.grid.num_views or seal.cache != self.info.id:
             return None
+        num_rows = dict(enumerate(self.rows))
+        if any(rows and rows[-1] >= num_rows.get(tar, 0) for tar, rows in seal.unusable.items()):
+            raise CorruptError(f"{self.path / SEAL}: names rows that are not there; {REPAIR}")
         return seal
 
     def totals(self) -> Seal:
@@ -354,7 +376,7 @@ class Cache:
             chunks, self.info.specs, num_rows=rows, max_rows=self.grid.max_rows, where=where
         )
         usable = self.info.encoding.usable(arrays)
-        if commit.rows != rows or tuple(np.flatnonzero(~usable).tolist()) != commit.unusable:
+        if tuple(np.flatnonzero(~usable).tolist()) != commit.unusable:
             raise CorruptError(f"{where} is unlike its commit record; {REPAIR}")
         return Tile({name: torch.from_numpy(array) for name, array in arrays.items()}, usable)
 

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -25,9 +25,10 @@ def read_slice(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     part, slash, parts = text.partition("/")
-    if slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts):
-        return int(part), int(parts)
-    raise UsageError(f"--slice {text!r}: expected i/n with i from 0 to n - 1, such as 0/8")
+    with suppress(ValueError):
+        if slash and 0 <= int(part) < int(parts):
+            return int(part), int(parts)
+    raise UsageError(f"--slice {text[:40]!r}: expected i/n with i from 0 to n - 1, such as 0/8")
 
 
 def run_job(
@@ -72,6 +73,7 @@ def _terminable() -> Iterator[None]:
     """Make SIGTERM, as sent before pre-emption, an interrupt."""
 
     def interrupt(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -106,10 +106,11 @@ def cut(
 
 def _range(text: str) -> range:
     """Return the numbers of A..B, both ends included."""
-    first, dots, last = text.partition("..")
-    if not (dots and first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"--tars {text!r}: expected A..B, as 0..99")
-    return range(int(first), int(last) + 1)
+    try:
+        first, last = map(int, text.split(".."))
+        return range(first, last + 1)
+    except ValueError:
+        raise UsageError(f"--tars {text[:40]!r}: expected A..B, as 0..99") from None
 
 
 def copy_visibly(label: str, copying: "Copying") -> "Copied":

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -51,15 +52,31 @@ class _Loading(Iterator[T]):
         self._items = items
 
     def __next__(self) -> T:
-        try:
+        with naming_dead_workers():
             return next(self._items)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UsageError(
-                "a process that renders views died, perhaps for lack of memory; use fewer workers "
-                "or a smaller window, then run the same command again: it goes on from what is kept"
-            ) from error
+
+
+def worker_died(error: BaseException) -> bool:
+    """Return whether torch raised this, wherever this process was, because a worker had died."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Raise what a reader can act on when a worker dies.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not worker_died(error):
+            raise
+        raise UsageError(
+            "a process that renders views died, perhaps for lack of memory; use fewer workers "
+            "or a smaller window, then run the same command again: it goes on from what is kept"
+        ) from error
 
 
 def _keep(item: Any) -> Any:
@@ -73,7 +90,8 @@ def _end_with(parent: int, worker: int) -> None:
     its other end too, and waits for ever.
     """
     del worker
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own ways are not this process'
+    # The parent's own ways are not this process'; an end in good order raises nothing there.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
     def watch() -> None:
         while os.getppid() == parent:

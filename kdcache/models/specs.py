@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from kdcache.data.workers import worker_died
 from kdcache.errors import UsageError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -118,7 +119,9 @@ def run_network(
         logits_NC = network(images_N3HW)
     except torch.OutOfMemoryError as error:
         raise UsageError(f"{name}: out of memory on {count} images; lower --batch-size") from error
-    except Exception as error:  # the network is the user's own code
+    except (Exception, SystemExit) as error:  # the network is the user's own code
+        if worker_died(error):
+            raise
         tall, wide = images_N3HW.shape[2:]
         raise UsageError(
             f"{name}: fails on {tall} x {wide} pixels, the recipe's size, {count} images at once: "

@@ -17,6 +17,7 @@ from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource
+from kdcache.data.workers import naming_dead_workers
 from kdcache.errors import DataError, KdcacheError
 from kdcache.models.teacher import Teacher
 from kdcache.pixels.witness import join_layers, pixel_versions
@@ -85,7 +86,7 @@ def run_spans(
         UsageError: the disk is full or read-only, or a worker process died.
         MismatchError: another process committed a span with other targets.
     """
-    with _Run(job, committed=committed, failed=failed) as run:
+    with naming_dead_workers(), _Run(job, committed=committed, failed=failed) as run:
         stream = BlockStream(job.source, job.cache.grid, num_workers=job.num_workers)
         for request, block in stream.blocks(spans):
             try:

@@ -15,7 +15,7 @@ from kdcache.cache.layers import explain_difference
 from kdcache.cache.store import Cache, Tile
 from kdcache.data.blocks import BlockSource
 from kdcache.data.ring import Pool, Ring
-from kdcache.errors import DataError, KdcacheError, MismatchError
+from kdcache.errors import CorruptError, DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
 
@@ -88,7 +88,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             labels=np.tile(labels, len(views)),
             partner_labels=np.concatenate([labels[p.partners_N] for p in params]),
             weights=np.concatenate([p.shares(size) for p in params]).astype(np.float32),
-            fields=_fields(tiles, rows),
+            fields=None if self.targets is None else self._fields(self.targets, request, tiles),
         )
 
     def _render_views(
@@ -122,6 +122,22 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             return None
         return _read_tile(self.targets, tar, 0 if self.fixed else view)
 
+    def _fields(
+        self, cache: Cache, request: Request, tiles: Sequence[Tile | None]
+    ) -> dict[str, NDArray[Any]]:
+        """Return a block's targets, view after view, made sure to be of the teacher's classes."""
+        block, parts = request.block, []
+        for view, tile in zip(request.views, tiles, strict=True):
+            assert tile is not None
+            arrays = {n: f[block.start : block.stop].numpy() for n, f in tile.fields.items()}
+            if not cache.info.encoding.in_range(arrays, cache.info.num_classes):
+                raise CorruptError(
+                    f"{cache.path}: tar {block.tar}, view {view} names classes that the teacher "
+                    "has not; run kdcache repair"
+                )
+            parts.append(arrays)
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def _skip(self, tar: int, tile: Tile | None) -> frozenset[int]:
         """Return the rows not to be rendered: those the teacher did not see in this view."""
         if tile is None or self.fixed:
@@ -142,15 +158,6 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
 @lru_cache(maxsize=TILES_KEPT)
 def _read_tile(cache: Cache, tar: int, view: int) -> Tile:
     return cache.read_tile(tar, view)
-
-
-def _fields(tiles: Sequence[Tile | None], rows: slice) -> dict[str, NDArray[Any]] | None:
-    read = [tile.fields for tile in tiles if tile is not None]
-    if not read:
-        return None
-    return {
-        name: np.concatenate([fields[name][rows].numpy() for fields in read]) for name in read[0]
-    }
 
 
 class Part(NamedTuple):

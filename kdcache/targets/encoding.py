@@ -189,7 +189,7 @@ def parse_encoding(text: str, num_classes: int) -> Encoding:
     if kind == "dense" and detail in ("f2", "u1"):
         return Dense("f2" if detail == "f2" else "u1")
     if kind in ("topk", "packed") and detail.isascii() and detail.isdigit():
-        if 1 <= int(detail) <= num_classes:
+        if len(detail) < 20 and 1 <= int(detail) <= num_classes:
             return TopK(int(detail)) if kind == "topk" else Packed(int(detail))
         raise UsageError(f"encoding {text}: K must be 1 to {num_classes}, the number of classes")
     if kind == "adaptive" and (least := _number(detail)) is not None:

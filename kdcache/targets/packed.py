@@ -127,9 +127,12 @@ class Packed:
         return found
 
     def in_range(self, arrays: Arrays, num_classes: int) -> bool:
-        """Return whether no kept class is beyond the last."""
-        classes_NK = arrays["gaps"].cumsum(1, dtype=np.int64) + np.arange(self.k)
-        return bool((classes_NK[arrays["codes"] != NONE] < num_classes).all())
+        """Return whether no kept class is beyond the last, and each usable row has one largest."""
+        usable = self.usable(arrays)
+        codes_NK = arrays["codes"][usable]
+        classes_NK = arrays["gaps"][usable].cumsum(1, dtype=np.int64) + np.arange(self.k)
+        largest_N = (codes_NK == 0).sum(1)
+        return bool((classes_NK[codes_NK != NONE] < num_classes).all() and (largest_N == 1).all())
 
 
 def check_temperature(encoding: str, temperature: float) -> None:
@@ -165,7 +168,11 @@ def to_stored(rows: Arrays, specs: tuple[FieldSpec, ...], *, num_rows: int) -> A
 
 
 def from_stored(stored: Arrays, specs: tuple[FieldSpec, ...], *, num_rows: int) -> Arrays:
-    """Return the arrays (num_rows, width) of a tile from those stored."""
+    """Return the arrays (num_rows, width) of a tile from those stored.
+
+    Raises:
+        ValueError: a row is said to have more entries than there is room for.
+    """
     counts_N = stored["counts"][:num_rows, 0].astype(np.int64) if "counts" in stored else None
     places = None if counts_N is None else _places(counts_N, width=specs[0].width)
     rows: Arrays = {}
@@ -184,7 +191,8 @@ def _places(counts_N: NDArray[np.int64], *, width: int) -> NDArray[np.int64]:
 
     Three times as fast as a mask.
     """
-    counts_N = counts_N.clip(max=width)
+    if counts_N.max(initial=0) > width:
+        raise ValueError(f"a row of {counts_N.max()} entries, at most {width} are kept")
     ends_N = counts_N.cumsum()
     shifts_N = np.arange(len(counts_N)) * width - (ends_N - counts_N)
     places: NDArray[np.int64] = np.arange(counts_N.sum()) + np.repeat(shifts_N, counts_N)

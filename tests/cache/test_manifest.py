@@ -48,20 +48,23 @@ COMMIT = Commit(
 SPAN = Span(2, 1)
 
 numbers = st.integers(0, 2**40)
+ascending = st.lists(numbers, unique=True).map(sorted).map(tuple)
 commits = st.builds(
     Commit,
     cache=st.text(),
     tar=st.integers(0, 9),
     run=st.integers(0, 9),
-    views=st.lists(numbers).map(tuple),
-    rows=numbers,
-    unusable=st.lists(numbers).map(tuple),
+    views=ascending,
+    rows=numbers.map(lambda number: number + 2**40 + 1),
+    unusable=ascending,
     objects=st.dictionaries(
         st.text(), st.fixed_dictionaries({"size_bytes": numbers, "sha256": st.text()})
     ),
     tiles=st.dictionaries(
         st.text(),
-        st.lists(st.builds(Place, numbers, numbers, st.integers(0, 2**32 - 1))).map(tuple),
+        st.lists(st.builds(Place, numbers, numbers, st.integers(0, 2**32 - 1)), min_size=1).map(
+            tuple
+        ),
     ),
     layers=st.dictionaries(st.text(), st.text()),
     fidelity=st.builds(
@@ -134,7 +137,7 @@ def _write_without(folder: Folder, name: str) -> None:
 @pytest.mark.parametrize("name", [f.name for f in fields(Commit)])
 def test_a_record_that_lacks_a_field_is_refused(folder: Folder, name: str) -> None:
     _write_without(folder, name)
-    with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: fields are missing; run kd"):
+    with pytest.raises(CorruptError, match=f"{SPAN.commit_name}: is no commit record; run kd"):
         read_commit(folder, SPAN, cache=ID)
 
 
@@ -188,7 +191,55 @@ def test_a_record_of_another_cache_is_refused(folder: Folder) -> None:
 def test_a_seal_in_place_of_a_record_is_refused(folder: Folder) -> None:
     write_seal(folder, Seal("id", 4, 77, {}, FIDELITY))
     folder.publish(SPAN.commit_name, folder.read(SEAL))
-    with pytest.raises(CorruptError, match="fields are missing"):
+    with pytest.raises(CorruptError, match="is no commit record"):
+        read_commit(folder, SPAN, cache=ID)
+
+
+OBJECT = {"size_bytes": 77, "sha256": "ab" * 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache", 7),
+        ("cache", None),
+        ("tar", "2"),
+        ("tar", True),
+        ("run", 1.0),
+        ("views", 4),
+        ("views", [5, 4]),
+        ("rows", -1),
+        ("rows", 2**70),
+        ("unusable", [3, 3]),
+        ("unusable", [10]),
+        ("unusable", ["3"]),
+        ("objects", []),
+        ("objects", {"x": 7}),
+        ("objects", {"x": OBJECT | {"size_bytes": -1}}),
+        ("objects", {"x": OBJECT | {"size_bytes": "77"}}),
+        ("objects", {"x": OBJECT | {"sha256": 7}}),
+        ("tiles", {"values": []}),
+        ("tiles", {"values": [[0, 30]]}),
+        ("tiles", {"values": [[0, -30, 0]]}),
+        ("tiles", {"values": [[0, 30, "0"]]}),
+        ("tiles", {"values": 7}),
+        ("layers", ["draw"]),
+        ("layers", {"draw": 7}),
+        ("fidelity", {}),
+        ("fidelity", 7),
+        ("versions", {"torch": 2}),
+        ("seconds", {"wall": "1"}),
+    ],
+)
+def test_a_record_of_other_types_is_refused(folder: Folder, name: str, value: object) -> None:
+    """Such a record was signed: no damage makes it."""
+    write_commit(folder, COMMIT)
+    body = json.loads(folder.read(SPAN.commit_name))
+    body.pop("digest")
+    body[name] = value
+    body["digest"] = digest(body)
+    folder.publish(SPAN.commit_name, json.dumps(body).encode(), replace=True)
+    with pytest.raises(CorruptError, match=r"is no commit record; run kdcache repair$"):
         read_commit(folder, SPAN, cache=ID)
 
 

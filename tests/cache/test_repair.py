@@ -1,5 +1,6 @@
 """Claims about repair: what attributes decide comes back, damaged spans go, nothing is guessed."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from kdcache.cache.audit import check_objects
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
 from kdcache.cache.merge import Copying, run_copying
-from kdcache.cache.objects import Folder
+from kdcache.cache.objects import Locks
 from kdcache.cache.repair import Plan, carry_out, is_readable, plan_repair, restore_root
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
@@ -103,6 +104,33 @@ def test_a_damaged_seal_is_made_again(
 
 
 OF_A_SPAN = ["indices/c/1/0/0/0", "values/c/1/0/0/0", "tails/c/1/0/0/0", "witness/c/1/0/0"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_nothing_is_withdrawn_that_the_system_cannot_read(
+    cache: Cache, sound: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    with pytest.raises(UsageError, match=os.strerror(number)):
+        mend(cache.path)
+    assert files(cache.path) == sound
+
+
+def test_a_folder_in_place_of_an_object_is_not_deleted(
+    cache: Cache, sound: dict[str, bytes]
+) -> None:
+    (cache.path / OF_A_SPAN[0]).unlink()
+    (cache.path / OF_A_SPAN[0] / "mine").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"a folder stands in a file's place; move it away"):
+        mend(cache.path)
+    (cache.path / OF_A_SPAN[0] / "mine").rmdir()
+    (cache.path / OF_A_SPAN[0]).rmdir()
+    assert not set(files(cache.path).items()) - set(sound.items())
+    mend(cache.path)
+    assert list(check_objects(open_cache(cache.path))) == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES[:2])
@@ -357,21 +385,26 @@ def _precompute(path: Path, dataset: Dataset) -> None:
     tiny.precompute(path, dataset, tiny.make_recipe())
 
 
-def test_a_span_that_a_job_commits_as_soon_as_it_is_withdrawn_stays(
+def _mend_and_precompute(path: Path, dataset: Dataset) -> None:
+    mend(path)
+    _precompute(path, dataset)
+
+
+def test_a_span_that_another_repair_has_mended_meanwhile_stays(
     cache: Cache, dataset: Dataset, sound: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its old objects are to be deleted just then."""
+    """It is to be withdrawn just then."""
     flip(cache.path / OF_A_SPAN[2])
-    plan, lock, filled = plan_repair(cache, [], None), Folder.lock, []
+    plan, take, filled = plan_repair(cache, [], None), Locks.take, []
 
-    def lock_late(folder: Folder, number: int, *, wait: bool) -> Any:
+    def take_late(locks: Locks, number: int, *, wait: bool) -> bool:
         if number == SPAN.lock:
-            child = tiny.start(_precompute, folder.path, dataset)
+            child = tiny.start(_mend_and_precompute, cache.path, dataset)
             child.join()
             filled.append(child.exitcode)
-        return lock(folder, number, wait=wait)
+        return take(locks, number, wait=wait)
 
-    monkeypatch.setattr(Folder, "lock", lock_late)
+    monkeypatch.setattr(Locks, "take", take_late)
     now = carry_out(cache, plan)
     assert filled == [0]
     assert now.missing() == []

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from kdcache.cache.audit import check_objects
 from kdcache.cache.layout import Span, object_names
+from kdcache.cache.shard import decode_tile, encode_tile
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError
 from kdcache.targets.encoding import parse_encoding, to_arrays
 from kdcache.targets.fidelity import NO_ROWS
+from kdcache.targets.packed import from_stored, to_stored
 from tests.cache.filling import Filled, empty, full
 from tests.tiny import tree
 
@@ -361,3 +363,27 @@ def test_seventy_thousand_classes_are_kept(tmp_path: Path) -> None:
     assert max(a["indices"].max() for a in filled.fields.values()) > 65_535
     filled.check_all(open_cache(tmp_path / "c"))
     assert str(filled.cache.info.encoding) == str(parse_encoding("topk:4", 70_000))
+
+
+@pytest.mark.parametrize("encoding", ["packed:3", "dense:f2"])
+def test_a_chunk_of_another_length_is_refused(encoding: str) -> None:
+    """Decompressing it would leave memory as it was."""
+    parsed = parse_encoding(encoding, 10)
+    specs = parsed.specs(10)
+    rows = to_arrays(parsed.encode(torch.randn(4, 10)), specs)
+    chunks = encode_tile(rows, specs, num_rows=4)
+    for spec in specs:
+        for num_rows in (3, 5):
+            other = encode_tile({n: a[:3] for n, a in rows.items()}, specs, num_rows=num_rows)
+            mixed = {**chunks, spec.name: other[spec.name]}
+            with pytest.raises(CorruptError, match=f"here: {spec.name} is damaged"):
+                decode_tile(mixed, specs, num_rows=4, max_rows=4, where="here")
+
+
+def test_a_row_of_more_entries_than_are_kept_is_refused() -> None:
+    parsed = parse_encoding("adaptive:0.1", 10)
+    specs = parsed.specs(10)
+    stored = to_stored(to_arrays(parsed.encode(torch.randn(4, 10)), specs), specs, num_rows=4)
+    stored["counts"][2] = 11
+    with pytest.raises(ValueError, match="a row of 11 entries, at most 10 are kept"):
+        from_stored(stored, specs, num_rows=4)

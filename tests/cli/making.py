@@ -1,8 +1,11 @@
 """Files that commands read."""
 
 import json
+import multiprocessing
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,34 @@ class _Terminated(tiny.Exact):
 def terminated_teacher() -> nn.Module:
     """Return the teacher, pre-empted."""
     return _Terminated(tiny.NUM_CLASSES, seed=0)
+
+
+class _Bereft(tiny.Exact):
+    """A network during whose first batch this process' children are killed."""
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        if len(images_N3HW) > 1:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+            time.sleep(5)  # the news of their end interrupts this
+        return super().forward(images_N3HW)
+
+
+def bereft_teacher() -> nn.Module:
+    """Return the teacher, whose renderers die."""
+    return _Bereft(tiny.NUM_CLASSES, seed=0)
+
+
+class _Leaving(tiny.Exact):
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        if len(images_N3HW) > 1:
+            sys.exit()
+        return super().forward(images_N3HW)
+
+
+def leaving_teacher() -> nn.Module:
+    """Return the teacher, which ends the program."""
+    return _Leaving(tiny.NUM_CLASSES, seed=0)
 
 
 def nan_logits() -> nn.Module:

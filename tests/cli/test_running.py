@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from kdcache.cache.quarantine import quarantined
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
 
 Precompute = Callable[..., Outcome]
 
@@ -42,7 +43,7 @@ def test_two_slices_with_workers_make_the_whole_cache(
     assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
 
 
-@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b", "0/0", "1/2/3", ""])
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "a/b", "0/0", "1/2/3", "", "9" * 5000 + "/2"])
 def test_a_slice_that_is_none_is_refused(precompute: Precompute, text: str) -> None:
     check_refusal(precompute(f"--slice={text}"), 2, "--slice", "expected i/n")
 
@@ -62,3 +63,19 @@ def test_sigterm_ends_the_job_which_goes_on_later(
     monkeypatch.setattr(making, "TERMINATE_AT", None)
     assert precompute(*options, "--workers", workers).code == 0
     assert open_cache(tmp_path / "cache").missing() == []
+
+
+def test_the_death_of_a_renderer_is_no_fault_of_the_span(
+    precompute: Precompute, tmp_path: Path
+) -> None:
+    teacher = ("--teacher", "tests.cli.making:bereft_teacher", "--weights")
+    outcome = precompute(*teacher, write_weights(tmp_path / "w.safetensors"), "--workers", "1")
+    check_refusal(outcome, 2, "a process that renders views died", "it goes on from what is kept")
+    cache = open_cache(tmp_path / "cache")
+    assert quarantined(cache.folder) == {}
+    assert len(cache.missing()) == 6
+
+
+def test_a_teacher_that_ends_the_program_is_refused(precompute: Precompute) -> None:
+    outcome = precompute("--teacher", "tests.cli.making:leaving_teacher")
+    check_refusal(outcome, 2, "leaving_teacher", "SystemExit")

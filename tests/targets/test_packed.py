@@ -388,12 +388,23 @@ def test_a_gap_beyond_the_last_class_is_out_of_range() -> None:
 
     def in_range(*gaps: list[int]) -> bool:
         arrays = {"gaps": np.array([*gaps, [0, 0, 0]], np.uint16), "codes": codes}
+        arrays["tails"] = np.array([[0] * 3, [0] * 3, [NONE] * 3], np.uint8)
         return Packed(3).in_range(arrays, 10)
 
     assert in_range([0, 8, 0], [0, 0, 7])  # classes 0, 9 and 0, 1, 9
     assert not in_range([0, 9, 0], [0, 0, 7])
     assert not in_range([0, 8, 0], [3, 3, 2])
     assert not in_range([0xFFFF, 0xFFFF, 0], [0, 0, 7])
+
+
+@pytest.mark.parametrize("codes", [[NONE] * 3, [4, 9, 7], [0, 0, 9]])
+def test_a_row_without_one_largest_class_is_out_of_range(codes: list[int]) -> None:
+    arrays: Arrays = {
+        "gaps": np.zeros((1, 3), np.uint16),
+        "codes": np.array([codes], np.uint8),
+        "tails": np.zeros((1, 3), np.uint8),
+    }
+    assert not Packed(3).in_range(arrays, 10)
 
 
 @pytest.mark.parametrize(("gap", "inside"), [(1, True), (2, False)])
