@@ -207,10 +207,11 @@ class Cache:
         span = Span(commit.tar, commit.run)
         names, views = object_names(span, self.info.specs), tuple(self.grid.views(span))
         tiles = dict.fromkeys(names, len(views)) | {"witness": 1}
-        found = (commit.views, commit.rows, commit.objects.keys())
-        if found != (views, self.rows[span.tar], set(names.values())) or tiles != {
-            array: len(places) for array, places in commit.tiles.items()
-        }:
+        if (
+            (commit.views, commit.rows) != (views, int(self.rows[span.tar]))
+            or commit.objects.keys() != set(names.values())
+            or {array: len(places) for array, places in commit.tiles.items()} != tiles
+        ):
             raise CorruptError(
                 f"{self.path / span.commit_name}: the record of another extent; {REPAIR}"
             )
