@@ -29,7 +29,8 @@ class Commit:
     sha256 by object name. tiles: by array, where the chunk of each view stands in its object; of
     the witness there is one chunk.
     layers: digests of what each layer of the pixel function gave in the first view.
-    fidelity: what the encoding lost. versions: libraries of the writer. seconds: wall time by part.
+    fidelity: what the encoding lost. versions: libraries, device and settings of the writer.
+    seconds: wall time by part.
     """
 
     cache: str

@@ -29,6 +29,11 @@ def release(folder: Folder, span: Span) -> None:
         folder.remove(_name(span))
 
 
+def is_quarantined(folder: Folder, span: Span) -> bool:
+    """Return whether a span is set aside."""
+    return folder.exists(_name(span))
+
+
 def quarantined(folder: Folder) -> dict[Span, KdcacheError]:
     """Return the spans set aside, in order, and their errors."""
     found: dict[Span, KdcacheError] = {}

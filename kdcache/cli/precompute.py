@@ -1,6 +1,8 @@
 """kdcache precompute."""
 
+from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +21,7 @@ from kdcache.cli.limits import (
 )
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
-from kdcache.cli.running import read_slice, run_job
+from kdcache.cli.running import read_batch_size, read_slice, run_visibly
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ Mean = Annotated[str, typer.Option(help="Mean of the pixels in 0 to 1, by channe
 Std = Annotated[str, typer.Option(help="Standard deviation of the pixels, by channel.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 
+DEFAULT_BATCH = 256
 IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
@@ -56,7 +59,22 @@ def precompute(
     std: Std = IMAGENET_STD,
     precision: Annotated[Precision, typer.Option()] = Precision.float32,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Run the teacher through torch.compile.")
+    ] = False,
+    batch_text: Annotated[
+        str,
+        typer.Option(
+            "--batch-size",
+            metavar="N|auto",
+            help="Views in one call of the teacher; auto finds the fastest. Halved where memory "
+            "runs out.",
+        ),
+    ] = "256",
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes, each with a GPU of its own if there are GPUs."),
+    ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
@@ -108,24 +126,33 @@ def precompute(
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
-    from kdcache.precompute.engines import slice_of
+    from kdcache.models.teacher import Preprocessing, TeacherSpec
+    from kdcache.precompute.batching import fit_batch_size
+    from kdcache.precompute.engines import release_all, run_inline, slice_of
+    from kdcache.precompute.jobs import JobSpec
     from kdcache.precompute.prepare import check_classes, describe_cache, prepare_cache
+    from kdcache.precompute.processes import devices_for, run_processes
     from kdcache.precompute.span import Job
     from kdcache.recipe.schema import load_recipe
 
+    batch_size = read_batch_size(batch_text)
     budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
     check_auto(encoding, budget)
     part = read_slice(slice_text)
     dataset, plan = load_dataset(data), load_recipe(recipe)
-    network = build_teacher(
+    spec = TeacherSpec(
         teacher,
         weights,
         num_classes=teacher_classes or dataset.num_classes,
-        mean=mean,
-        std=std,
-        precision=precision,
-        device=device,
+        preprocessing=Preprocessing(triple(mean, "--mean"), triple(std, "--std")),
+        precision=precision.value,
+        compiled=compiled,
     )
+    devices = None if processes is None else devices_for(device, processes)
+    network = spec.load(device) if devices is None else replace(spec, compiled=False).load("cpu")
+    if batch_size is None and devices is None:
+        batch_size = fit_batch_size(network, plan.size)
+        say(f"batches of {batch_size} views", as_json=as_json)
     source, other_classes = dataset_source(dataset, plan), teacher_classes is not None
     if budget is not None:
         check_classes(dataset, plan, teacher=network, other_classes=other_classes)
@@ -135,7 +162,7 @@ def precompute(
             teacher=network,
             cache=cache,
             views=views,
-            batch_size=batch_size,
+            batch_size=batch_size or DEFAULT_BATCH,
             as_json=as_json,
         )
     if encoding is None and is_cache(cache):
@@ -159,13 +186,20 @@ def precompute(
         )
     say(
         f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
-        f"on {network.device}",
+        f"on {network.device if devices is None else ', '.join(devices)}",
         as_json=as_json,
     )
-    job = Job(source, network, store, batch_size, skip_bad, workers)
-    seal = run_job(
-        job, chosen, whole=part is None, retry_quarantined=retry_quarantined, as_json=as_json
-    )
+    # What skips bad images tries again where one was the cause.
+    if retry_quarantined or skip_bad:
+        release_all(store, chosen)
+    if devices is None:
+        job = Job(source, network, store, batch_size or DEFAULT_BATCH, skip_bad, workers)
+        run = partial(run_inline, job, None if part is None else chosen)
+    else:
+        del network
+        together = JobSpec(data, cache, spec, batch_size, skip_bad, workers)
+        run = partial(run_processes, together, devices, spans=chosen)
+    seal = run_visibly(store, chosen, run, as_json=as_json)
     unusable = sum(len(rows) for rows in seal.unusable.values())
     value = {
         "id": store.info.id,

@@ -1,6 +1,7 @@
 """kdcache repair."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from kdcache.cli.precompute import (
     Weights,
     build_teacher,
 )
-from kdcache.cli.running import run_job
+from kdcache.cli.running import run_visibly
 from kdcache.cli.upkeep import copy_visibly
 from kdcache.errors import CorruptError, IncompleteError, UsageError
 
@@ -54,6 +55,7 @@ def repair(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")
     ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that render.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -95,7 +97,7 @@ def repair(
     if teacher is not None and dataset is not None:
         place = {"mean": mean, "std": std, "precision": precision, "device": device}
         network = _teacher_of(store, dataset, (teacher, weights, place))
-        run = _Recomputing(dataset, network, batch_size, skip_bad)
+        run = _Recomputing(dataset, network, batch_size, skip_bad, workers)
     plan = plan_repair(store, copies, dataset)
     value |= _planned(plan)
     if dry_run:
@@ -116,6 +118,7 @@ class _Recomputing:
     teacher: "Teacher"
     batch_size: int
     skip_bad: bool
+    workers: int
 
 
 def _teacher_of(
@@ -167,6 +170,7 @@ def _fill(
     """Copy what is missing, compute what then is, and seal the cache when it is complete."""
     from kdcache.cache.merge import Copying
     from kdcache.data.blocks import dataset_source
+    from kdcache.precompute.engines import run_inline
     from kdcache.precompute.span import Job
 
     copied = None
@@ -176,8 +180,9 @@ def _fill(
     left = store.missing()
     if run is not None and left:
         source = dataset_source(run.dataset, store.info.recipe)
-        job = Job(source, run.teacher, store, run.batch_size, run.skip_bad)
-        run_job(job, left, whole=True, retry_quarantined=True, as_json=as_json)
+        job = Job(source, run.teacher, store, run.batch_size, run.skip_bad, run.workers)
+        compute = partial(run_inline, job, retry_quarantined=True)
+        run_visibly(store, left, compute, as_json=as_json)
     missing = store.missing()
     if not missing:
         store.seal()

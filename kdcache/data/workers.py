@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,11 +11,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kdcache.errors import UsageError
+from kdcache.processes import end_with
 
 PREFETCH = 4
-PARENT_CHECK_S = 1.0
 
 T = TypeVar("T")
+
+
+class WorkerDiedError(UsageError):
+    """A process that renders died; says nothing of what it rendered."""
 
 
 def load(
@@ -66,14 +68,14 @@ def naming_dead_workers() -> Iterator[None]:
     """Raise what a reader can act on when a worker dies.
 
     Raises:
-        UsageError: a worker died.
+        WorkerDiedError: a worker died.
     """
     try:
         yield
     except RuntimeError as error:
         if not worker_died(error):
             raise
-        raise UsageError(
+        raise WorkerDiedError(
             "a process that renders views died, perhaps for lack of memory; use fewer workers "
             "or a smaller window, then run the same command again: it goes on from what is kept"
         ) from error
@@ -84,7 +86,7 @@ def _keep(item: Any) -> Any:
 
 
 def _end_with(parent: int, worker: int) -> None:
-    """End this worker process soon after its parent, however the parent ended.
+    """End this worker process soon after its parent.
 
     torch's own watch does not see to it where the pipe to the parent is full: a forked worker holds
     its other end too, and waits for ever.
@@ -92,10 +94,4 @@ def _end_with(parent: int, worker: int) -> None:
     del worker
     # The parent's own ways are not this process'; an end in good order raises nothing there.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent)

@@ -22,6 +22,11 @@ from torch.nn.parameter import UninitializedParameter
 from kdcache.data.workers import worker_died
 from kdcache.errors import UsageError
 
+
+class NoMemoryError(UsageError):
+    """A network does not fit into memory with that many images."""
+
+
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -112,13 +117,16 @@ def run_network(
     num_classes: what C must be; None takes any.
 
     Raises:
+        NoMemoryError: the device's memory does not hold so many images.
         UsageError: the network fails, or gives something else than floating logits.
     """
     count = len(images_N3HW)
     try:
         logits_NC = network(images_N3HW)
     except torch.OutOfMemoryError as error:
-        raise UsageError(f"{name}: out of memory on {count} images; lower --batch-size") from error
+        raise NoMemoryError(
+            f"{name}: out of memory on {count} images; lower --batch-size"
+        ) from error
     except (Exception, SystemExit) as error:  # the network is the user's own code
         if worker_died(error):
             raise

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class Preprocessing:
 class Teacher:
     """A network in evaluation mode; calling it changes nothing.
 
-    spec: the name it was built from. weights_id: sha256 of its weights.
+    spec: the name it was built from. weights_id: sha256 of its weights. compiled: whether the
+    network is one that torch compiles when it is first called.
     """
 
     network: nn.Module
@@ -54,6 +55,26 @@ class Teacher:
     preprocessing: Preprocessing
     precision: Precision
     device: torch.device
+    compiled: bool = False
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return what decides the last bits of logits beside the description."""
+        backends = torch.backends
+        return {
+            "compiled": str(self.compiled).lower(),
+            "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "threads": str(torch.get_num_threads()),
+            **(
+                {
+                    "cudnn_benchmark": str(backends.cudnn.benchmark).lower(),
+                    "cudnn_tf32": str(backends.cudnn.allow_tf32).lower(),
+                }
+                if self.device.type == "cuda"
+                else {}
+            ),
+        }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -103,6 +124,37 @@ def weights_digest(network: nn.Module) -> str:
         plain = tensor.detach().cpu().contiguous().reshape(-1)
         total.update(plain.view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """How a teacher is loaded; what a process is given that is to load one."""
+
+    spec: str
+    weights: Path | None
+    num_classes: int | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    precision: Precision = "float32"
+    compiled: bool = False
+
+    def load(self, device: str) -> Teacher:
+        """Return the teacher on a device, as load_teacher; compiled by torch.compile if so asked.
+
+        Raises:
+            UsageError: as load_teacher.
+        """
+        teacher = load_teacher(
+            self.spec,
+            self.weights,
+            num_classes=self.num_classes,
+            preprocessing=self.preprocessing,
+            precision=self.precision,
+            device=device,
+        )
+        if not self.compiled:
+            return teacher
+        network = torch.compile(teacher.network)
+        return replace(teacher, network=cast(nn.Module, network), compiled=True)
 
 
 def load_teacher(

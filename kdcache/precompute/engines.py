@@ -6,14 +6,23 @@ from contextlib import contextmanager
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
 from kdcache.cache.objects import Locks
-from kdcache.cache.quarantine import quarantine, quarantined, release
+from kdcache.cache.quarantine import is_quarantined, quarantine, quarantined, release
+from kdcache.cache.store import Cache
 from kdcache.errors import DataError, KdcacheError
-from kdcache.precompute.span import Job, Report, run_spans
+from kdcache.precompute.span import Begun, Job, Report, run_spans
 
 
 def slice_of(spans: Sequence[Span], part: int, parts: int) -> list[Span]:
     """Return every parts-th span, from number `part` on, whatever is computed meanwhile."""
     return [span for span in spans if (span.tar + span.run) % parts == part]
+
+
+def own_first(spans: Sequence[Span], part: int, parts: int) -> list[Span]:
+    """Return all spans, those of one part first, then the parts after it in turn.
+
+    So several processes seldom want the same span, and take over what others leave.
+    """
+    return [s for n in range(parts) for s in slice_of(spans, (part + n) % parts, parts)]
 
 
 def run_inline(
@@ -22,35 +31,67 @@ def run_inline(
     *,
     retry_quarantined: bool = False,
     progress: Report = lambda _: None,
+    begun: Begun = lambda _: None,
     committed: Callable[[Commit], None] = lambda _: None,
 ) -> Seal:
     """Compute spans in this process, by default all that are missing; seal a complete cache.
 
     Spans that another process is working on are left to it, and waited for when nothing else is
     left: several such processes share the work. A span that cannot be computed is quarantined, and
-    left out until a run retries those. progress is called after each block with the number of
-    images done, committed after each span.
+    left out until a run retries those: it takes them out of quarantine first. progress is called
+    after each block with the number of images done, begun before each span, committed after it.
 
     Raises:
         DataError, UsageError: spans are quarantined; the others are committed.
     """
     folder = job.cache.folder
+    todo = job.cache.missing() if spans is None else spans
+    if retry_quarantined:
+        release_all(job.cache, todo)
     with Locks(job.cache.path) as locks:
-        run = _Claims(job, locks, progress=progress, committed=committed)
-        # What skips bad images tries again where one was the cause.
-        retry = retry_quarantined or job.skip_bad
-        aside = set() if retry else set(quarantined(folder))
-        wanted = job.cache.missing() if spans is None else spans
-        todo = [span for span in wanted if span not in aside]
+        run = _Claims(job, locks, progress=progress, begun=begun, committed=committed)
         run.compute(todo, wait=False)
         for span in todo:  # those of others, one at a time, lest two processes wait for each other
-            if span not in run.errors and not folder.exists(span.commit_name):
+            over = folder.exists(span.commit_name) or is_quarantined(folder, span)
+            if not over and span not in run.errors:
                 run.compute([span], wait=True)
-    left = {s: e for s, e in quarantined(folder).items() if not folder.exists(s.commit_name)}
+    left = _left_in_quarantine(job.cache)
     if run.errors or left:
         raise _joined(run.errors, left)
     # Whoever finishes the last of several slices seals the cache.
     return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
+
+
+def release_all(cache: Cache, spans: Iterable[Span]) -> None:
+    """Take spans out of quarantine, so that they are tried again.
+
+    Raises:
+        UsageError: the folder is read-only.
+    """
+    try:
+        for span in quarantined(cache.folder).keys() & set(spans):
+            release(cache.folder, span)
+    except OSError as error:
+        raise cache.cannot_write("what is to be tried again", error) from error
+
+
+def conclude(cache: Cache, spans: Sequence[Span], errors: Sequence[KdcacheError]) -> Seal:
+    """Seal a cache that several processes have worked on, or say why it is not complete.
+
+    Raises:
+        KdcacheError: spans are quarantined, or a process failed and some were not computed.
+    """
+    if left := _left_in_quarantine(cache):
+        raise _joined({}, left)
+    missing = set(cache.missing())
+    if missing.intersection(spans) and errors:
+        raise errors[0]
+    return cache.totals() if missing else cache.seal()
+
+
+def _left_in_quarantine(cache: Cache) -> dict[Span, KdcacheError]:
+    found = quarantined(cache.folder)
+    return {s: e for s, e in found.items() if not cache.folder.exists(s.commit_name)}
 
 
 def _joined(errors: dict[Span, KdcacheError], left: dict[Span, KdcacheError]) -> KdcacheError:
@@ -71,11 +112,17 @@ class _Claims:
     """Computes spans under their locks. errors: why spans could not be computed."""
 
     def __init__(
-        self, job: Job, locks: Locks, *, progress: Report, committed: Callable[[Commit], None]
+        self,
+        job: Job,
+        locks: Locks,
+        *,
+        progress: Report,
+        begun: Begun,
+        committed: Callable[[Commit], None],
     ) -> None:
         self.errors: dict[Span, KdcacheError] = {}
         self._job, self._locks = job, locks
-        self._progress, self._report = progress, committed
+        self._progress, self._begun, self._report = progress, begun, committed
         self._any_committed = False
 
     def compute(self, spans: Iterable[Span], *, wait: bool) -> None:
@@ -88,6 +135,7 @@ class _Claims:
             self._job,
             self._claim(spans, wait=wait),
             progress=self._progress,
+            begun=self._begun,
             committed=self._done,
             failed=self._failed,
         )
@@ -95,7 +143,8 @@ class _Claims:
     def _claim(self, spans: Iterable[Span], *, wait: bool) -> Iterator[Span]:
         for span in spans:
             if self._locks.take(span.lock, wait=wait):
-                if self._job.cache.folder.exists(span.commit_name):
+                folder = self._job.cache.folder
+                if folder.exists(span.commit_name) or is_quarantined(folder, span):
                     self._locks.free(span.lock)
                 else:
                     yield span

@@ -4,6 +4,8 @@ Invariant: a span's objects are fixed by dataset, recipe, teacher, batch size an
 whatever ran before or elsewhere. Rendering, the teacher and writing overlap.
 """
 
+import errno
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from kdcache import __version__
 from kdcache.cache.layout import Span
@@ -41,15 +51,38 @@ class Job:
     num_workers: int = 0
 
 
+RETRY_S = 60.0
+PASSING = {  # what network file systems say that do not answer just now
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ENOLCK,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+}
+
 Report = Callable[[int], None]
+Begun = Callable[[Span], None]
 Failed = Callable[[Span, KdcacheError, bool], None]
 
 
-def write_versions(teacher: Teacher) -> dict[str, str]:
-    """Return the versions of what makes pixels and targets here."""
+def write_versions(teacher: Teacher, *, batch_size: int | None = None) -> dict[str, str]:
+    """Return the versions and settings of what makes pixels and targets here."""
     place = teacher.device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
-    return {**pixel_versions(), "kdcache": __version__, "device": name}
+    batch = {} if batch_size is None else {"batch_size": str(batch_size)}
+    return {
+        **pixel_versions(),
+        "kdcache": __version__,
+        "device": name,
+        **teacher.settings,
+        **batch,
+    }
 
 
 def run_span(job: Job, span: Span, *, progress: Report = lambda _: None) -> Commit:
@@ -72,21 +105,26 @@ def run_spans(
     job: Job,
     spans: Iterable[Span],
     *,
-    progress: Report,
+    progress: Report = lambda _: None,
+    begun: Begun = lambda _: None,
     committed: Callable[[Commit], None],
     failed: Failed,
 ) -> None:
     """Compute, write and commit spans, in order.
 
     spans: iterated ahead of what is computed. progress is given the images of each block that is
-    done, committed each span's record, failed why a span could not be computed, and whether an
-    image or what the teacher made of it is to blame; the others go on.
+    done, begun each span before its first block is, committed each span's record, failed why a span
+    could not be computed, and whether an image or what the teacher made of it is to blame; the
+    others go on.
 
     Raises:
         UsageError: the disk is full or read-only, or a worker process died.
         MismatchError: another process committed a span with other targets.
     """
-    with naming_dead_workers(), _Run(job, committed=committed, failed=failed) as run:
+    with (
+        naming_dead_workers(),
+        _Run(job, begun=begun, committed=committed, failed=failed) as run,
+    ):
         stream = BlockStream(job.source, job.cache.grid, num_workers=job.num_workers)
         for request, block in stream.blocks(spans):
             try:
@@ -102,8 +140,10 @@ class _Run:
     A span is written by a thread, while the teacher is at the next one.
     """
 
-    def __init__(self, job: Job, *, committed: Callable[[Commit], None], failed: Failed) -> None:
-        self._job, self._committed, self._failed = job, committed, failed
+    def __init__(
+        self, job: Job, *, begun: Begun, committed: Callable[[Commit], None], failed: Failed
+    ) -> None:
+        self._job, self._begun, self._committed, self._failed = job, begun, committed, failed
         self._classroom = Classroom(
             job.teacher,
             job.cache.info.encoding,
@@ -118,6 +158,7 @@ class _Run:
         self._ending: SpanTargets | None = None
         self._lost: Span | None = None
         self._started: dict[Span, float] = {}
+        self._stopped = threading.Event()
 
     def __enter__(self) -> "_Run":
         return self
@@ -128,6 +169,8 @@ class _Run:
                 self._end()
                 self._wait()
         finally:
+            if kind is not None:
+                self._stopped.set()
             self._writer.shutdown()
 
     def add(self, request: BlockRequest, block: SpanBlock | KdcacheError) -> None:
@@ -140,6 +183,7 @@ class _Run:
             specs = self._job.cache.info.specs
             self._targets = empty_targets(span, specs, num_views=len(views), num_rows=rows)
             self._started[span] = time.monotonic()
+            self._begun(span)
         try:
             self._classroom.teach(self._usable(block), self._targets)
         except KdcacheError as error:
@@ -185,12 +229,27 @@ class _Run:
             self._committed(writing.result())
 
     def _write(self, targets: SpanTargets) -> Commit:
-        return self._job.cache.write_span(
+        """Write a span; again, for a while, where the store does not answer."""
+        stopped = stop_after_delay(RETRY_S) | stop_when_event_set(self._stopped)
+        retrying = Retrying(
+            retry=retry_if_exception(_is_passing),
+            wait=wait_exponential(multiplier=0.2, max=10),
+            stop=stopped,
+            sleep=sleep_using_event(self._stopped),
+            reraise=True,
+        )
+        return retrying(
+            self._job.cache.write_span,
             targets.span,
             targets.arrays,
             witness=np.stack(targets.witnesses, axis=1),
             layers=join_layers(targets.layers),
             fidelity=targets.fidelity,
-            versions=write_versions(self._job.teacher),
+            versions=write_versions(self._job.teacher, batch_size=targets.batch_size),
             started=self._started.pop(targets.span),
         )
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Return whether a store that refused may take the same a little later."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in PASSING

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kdcache.cache.layout import Span
 from kdcache.errors import UsageError
+from kdcache.models.specs import NoMemoryError
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.render import SpanBlock
 from kdcache.targets.encoding import Encoding, to_arrays
@@ -28,13 +29,18 @@ AHEAD = 2
 
 @dataclass(eq=False)
 class SpanTargets:
-    """What is known of a span so far. arrays: (G, rows, width), fill values at first."""
+    """What is known of a span so far.
+
+    arrays: (G, rows, width), fill values at first. batch_size: most views in one call of the
+    teacher, 0 before the first.
+    """
 
     span: Span
     arrays: dict[str, NDArray[Any]]
     fidelity: Fidelity = NO_ROWS
     witnesses: list[NDArray[np.uint64]] = field(default_factory=list)
     layers: list[dict[str, int]] = field(default_factory=list)
+    batch_size: int = 0
 
 
 def empty_targets(
@@ -75,7 +81,7 @@ class Classroom:
         """where: says which image a row of a span is, for messages."""
         self._where, self._failures = where, dict[Span, UsageError]()
         self._teacher, self._encoding, self._specs = teacher, encoding, specs
-        self._num_classes, self._batch_size = num_classes, batch_size
+        self._num_classes, self._batch_size, self._fitting = num_classes, batch_size, batch_size
         self._pins = teacher.device.type == "cuda"
         self._staged: deque[Tensor] = deque()
         self._waiting: deque[_Batch] = deque()
@@ -138,7 +144,8 @@ class Classroom:
         view_N: NDArray[np.intp],
         row_N: NDArray[np.intp],
     ) -> _Batch:
-        logits_NC = self._teacher(pixels)
+        logits_NC = self._logits(pixels)
+        targets.batch_size = min(targets.batch_size or self._fitting, self._fitting)
         if logits_NC.shape[1] != self._num_classes:
             raise UsageError(
                 f"teacher {self._teacher.spec}: gave {logits_NC.shape[1]} classes, the cache has "
@@ -157,6 +164,23 @@ class Classroom:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             ready.record(torch.cuda.current_stream(logits_NC.device))
         return _Batch(targets, view_N, row_N, fields, sums, measured, finite_N, ready)
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """Return the teacher's logits (N, C), in smaller batches from where memory runs out on.
+
+        Raises:
+            UsageError: the teacher fails.
+        """
+        while True:
+            try:
+                parts = [self._teacher(part) for part in torch.split(pixels, self._fitting)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except NoMemoryError:
+                if self._fitting == 1:
+                    raise
+            self._fitting = min(self._fitting, len(pixels)) // 2 or 1
+            if self._pins:
+                torch.cuda.empty_cache()
 
     def _collect(self, batch: _Batch) -> None:
         if batch.ready is not None:

@@ -100,7 +100,7 @@ def test_a_command_without_its_arguments_names_what_is_missing(kdcache: Run, com
         (["train", "--learn", "luck"], "--learn"),
         (["verify", "c", "--replay", "2"], "--replay"),
         (["precompute", "--precision", "int8"], "--precision"),
-        (["precompute", "--batch-size", "0"], "--batch-size"),
+        (["precompute", "--workers", "-1"], "--workers"),
         (["precompute", "--views", "0"], "--views"),
         (["inspect", "one", "two"], "unexpected extra argument"),
     ],

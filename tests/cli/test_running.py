@@ -1,11 +1,13 @@
 """Claims about running a job: worker processes, slices, and an end by SIGTERM."""
 
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kdcache.cache.layout import Span
 from kdcache.cache.quarantine import quarantined
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
@@ -79,3 +81,26 @@ def test_the_death_of_a_renderer_is_no_fault_of_the_span(
 def test_a_teacher_that_ends_the_program_is_refused(precompute: Precompute) -> None:
     outcome = precompute("--teacher", "tests.cli.making:leaving_teacher")
     check_refusal(outcome, 2, "leaving_teacher", "SystemExit")
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_cache(
+    precompute: Precompute, tmp_path: Path, complete: Path
+) -> None:
+    outcome = precompute("--processes", "2", "--device", "cpu", "--json")
+    assert (outcome.code, outcome.value["spans_computed"]) == (0, 6)
+    assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
+
+
+def test_the_batch_size_is_found(precompute: Precompute, tmp_path: Path, complete: Path) -> None:
+    outcome = precompute("--batch-size", "auto")
+    assert outcome.code == 0
+    found = re.search(r"batches of (\d+) views", outcome.stdout)
+    assert found is not None
+    assert open_cache(tmp_path / "cache").commit(Span(0, 0)).versions["batch_size"] == found[1]
+    assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
+
+
+@pytest.mark.parametrize("text", ["0", "many", "-1", "9" * 5000])
+def test_a_batch_size_that_is_none_is_refused(precompute: Precompute, text: str) -> None:
+    check_refusal(precompute(f"--batch-size={text}"), 2, "--batch-size", "expected auto, or 1 to")

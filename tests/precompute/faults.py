@@ -72,11 +72,11 @@ def full_from(number: int) -> Fault:
 
 
 def fail_at(number: int) -> Fault:
-    """Let one change fail, as a disk does that is about to break."""
+    """Let one change fail, as where a disk has gone."""
 
     def fault(now: int, change: Change) -> None:
         if now == number:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), change.path)
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), change.path)
 
     return fault
 

@@ -1,16 +1,21 @@
 """Claims about a job whose machine fails: what is committed stays exact, and a rerun mends all."""
 
+import errno
+import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tenacity import wait_fixed
 
 from kdcache.cache.layout import Span, object_names
 from kdcache.cache.manifest import committed
+from kdcache.cache.objects import Folder
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import IncompleteError, KdcacheError, UsageError
@@ -218,12 +223,63 @@ def test_an_error_of_the_disk_at_any_change_of_a_file_is_told_or_does_not_matter
                 message = str(error)
         if not message and len(done) <= number:
             break
-        assert not message or "Input/output error" in message
+        assert not message or "No such device or address" in message
         stopped += bool(message)
         if path.exists():
             assert told <= _check(path, whole)
         _check_rerun(path, small, whole)
     assert stopped > 150
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of errors that the store gives before it writes objects again."""
+    left: list[int] = []
+    write = Folder.write
+
+    def fail_first(folder: Folder, objects: Mapping[str, bytes]) -> None:
+        if left:
+            number = left.pop()
+            raise OSError(number, os.strerror(number))
+        write(folder, objects)
+
+    monkeypatch.setattr(Folder, "write", fail_first)
+    monkeypatch.setattr("kdcache.precompute.span.wait_exponential", lambda **_: wait_fixed(0.01))
+    return left
+
+
+def test_a_store_that_does_not_answer_is_asked_again(
+    small: Dataset, whole: Cache, tmp_path: Path, refusals: list[int]
+) -> None:
+    job = _job(tmp_path / "c", small)
+    refusals += [errno.ESTALE, errno.EIO, errno.ETIMEDOUT] * 4
+    run_inline(job)
+    assert not refusals
+    assert len(_check(tmp_path / "c", whole)) == 3
+
+
+def test_a_store_that_never_answers_ends_the_job(
+    small: Dataset, whole: Cache, tmp_path: Path, refusals: list[int], monkeypatch: Any
+) -> None:
+    job = _job(tmp_path / "c", small)
+    monkeypatch.setattr("kdcache.precompute.span.RETRY_S", 0.2)
+    refusals += [errno.EIO] * 1000
+    with pytest.raises(UsageError, match=r"cannot write span 0-0: Input/output error; committed"):
+        run_inline(job)
+    assert 900 < len(refusals) < 998
+    refusals.clear()
+    _check_rerun(tmp_path / "c", small, whole)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_a_store_that_refuses_is_not_asked_again(
+    small: Dataset, tmp_path: Path, refusals: list[int], number: int
+) -> None:
+    job = _job(tmp_path / "c", small)
+    refusals += [number] * 3
+    with pytest.raises(UsageError, match="cannot write span 0-0"):
+        run_inline(job)
+    assert len(refusals) == 2
 
 
 # --- a power cut -----------------------------------------------------------------------------

@@ -42,8 +42,9 @@ def test_a_cache_says_what_made_it(dataset: Dataset) -> None:
     assert (info.num_classes, info.classes) == (5, dataset.classes)
     assert info.licences == {"data": "CC-BY-4.0", "weights": None, "output": None}
     assert info.versions.keys() == {
-        "numpy", "pillow", "simplejpeg", "torch", "kdcache", "device"
+        "numpy", "pillow", "simplejpeg", "torch", "kdcache", "device", *teacher.settings
     }  # fmt: skip
+    assert teacher.settings.keys() == {"compiled", "deterministic", "matmul_precision", "threads"}
 
 
 def test_a_teacher_of_other_classes_is_refused(dataset: Dataset) -> None:

@@ -108,7 +108,8 @@ def test_a_commit_tells_fidelity_versions_and_time(dataset: Dataset, tmp_path: P
     commit = run_span(job, Span(0, 1))
     assert commit.fidelity.rows == 10  # of the first of two views
     assert 0 <= commit.fidelity.summary()["kl_nats"]["1"] < 0.01
-    assert commit.versions == {**pixel_versions(), "kdcache": __version__, "device": "cpu"}
+    made_by = {"kdcache": __version__, "device": "cpu", "batch_size": "5"}
+    assert commit.versions == {**pixel_versions(), **made_by, **job.teacher.settings}
     assert commit.seconds["wall"] > 0
     assert open_cache(job.cache.path).commit(Span(0, 1)) == commit
 
@@ -213,7 +214,7 @@ def test_a_span_set_aside_is_tried_again_only_when_asked(tmp_path: Path) -> None
         run_inline(job, retry_quarantined=True, progress=seen.append)
     assert seen
     assert job.cache.missing() == aside
-    seal = run_inline(replace(job, skip_bad=True))
+    seal = run_inline(replace(job, skip_bad=True), retry_quarantined=True)
     assert seal.unusable == {1: (3,)}
     assert quarantined(job.cache.folder) == {}
 

@@ -1,0 +1,36 @@
+"""Processes that end as they should: with their parent, and by SIGTERM without loss."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PARENT_CHECK_S = 1.0
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, however the parent ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Make SIGTERM, as sent before pre-emption, an interrupt: KeyboardInterrupt(15), once."""
+
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,58 @@
+"""A teacher that kills its process, and images over which it does.
+
+`tests.precompute.fatal:fatal_teacher` dies at white images, as often as the environment says.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torch import Tensor, nn
+
+from kdcache.data.dataset import Dataset
+from kdcache.models.teacher import TeacherSpec
+from kdcache.precompute.jobs import JobSpec
+from tests import tiny
+
+DEATHS = "KDCACHE_TEST_DEATHS"  # a file that gets a line for each, and how many there are to be
+TEACHER = TeacherSpec(f"{__name__}:fatal_teacher", None, preprocessing=tiny.PLAIN)
+WHITE_TAR = 2
+
+
+class _Fatal(tiny.Exact):
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        name, _, most = os.environ.get(DEATHS, "").rpartition(":")
+        if name and (images_N3HW.flatten(1) > 0.999).all(1).any():
+            deaths = Path(name)
+            if not deaths.exists() or len(deaths.read_text().splitlines()) < int(most):
+                tiny.append_line(deaths, str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images_N3HW)
+
+
+def fatal_teacher(num_classes: int = tiny.NUM_CLASSES) -> nn.Module:
+    """Return the teacher of `tests.tiny:linear_teacher`, which dies."""
+    return _Fatal(num_classes, seed=0)
+
+
+def make_white(root: Path) -> Dataset:
+    """Return five tars of four images, of which one is white."""
+    images = tiny.write_images(root / "images", 20)
+    file = sorted(images.rglob("*.png"))[3]
+    with Image.open(file) as image:
+        Image.new("RGB", image.size, (255, 255, 255)).save(file)
+    return tiny.pack_images(images, root / "data", rows_per_tar=4)
+
+
+def prepare(path: Path, dataset: Dataset, *, num_workers: int = 0) -> JobSpec:
+    """Return a job of ten spans, which may be begun by any process."""
+    recipe = tiny.make_recipe(mix=None)
+    tiny.make_job(path, dataset, recipe, teacher=TEACHER.load("cpu"), num_views=4, span_views=2)
+    return JobSpec(dataset.root, path, TEACHER, 5, skip_bad=False, num_workers=num_workers)
+
+
+def die(monkeypatch: pytest.MonkeyPatch, file: Path, most: int) -> None:
+    """Let processes that are started from now on die at white images, `most` of them."""
+    monkeypatch.setenv(DEATHS, f"{file}:{most}")
