@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from kdcache.models.teacher import Teacher, Triple
 
 
+class Engine(StrEnum):
+    """Who computes spans."""
+
+    inline = "inline"
+    processes = "processes"
+    ray = "ray"
+
+
 class Precision(StrEnum):
     """How the teacher computes."""
 
@@ -71,9 +79,20 @@ def precompute(
             "runs out.",
         ),
     ] = "256",
+    engine: Annotated[
+        Engine, typer.Option(help="Who runs the teacher: this process, several, or a Ray cluster.")
+    ] = Engine.inline,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes, each with a GPU of its own if there are GPUs."),
+        typer.Option(
+            min=1,
+            help="Processes or Ray actors, each with a GPU of its own if there are GPUs; default: "
+            "one a GPU, or as many actors as the cluster has room for.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster: auto, or HOST:PORT; by default one is started here."),
     ] = None,
     encoding: Annotated[
         str | None,
@@ -132,6 +151,7 @@ def precompute(
     from kdcache.precompute.jobs import JobSpec
     from kdcache.precompute.prepare import check_classes, describe_cache, prepare_cache
     from kdcache.precompute.processes import devices_for, run_processes
+    from kdcache.precompute.ray_engine import RayOptions, run_ray
     from kdcache.precompute.span import Job
     from kdcache.recipe.schema import load_recipe
 
@@ -148,9 +168,11 @@ def precompute(
         precision=precision.value,
         compiled=compiled,
     )
-    devices = None if processes is None else devices_for(device, processes)
-    network = spec.load(device) if devices is None else replace(spec, compiled=False).load("cpu")
-    if batch_size is None and devices is None:
+    check_engine(engine, processes=processes, address=address)
+    # Where others compute, this process only says what the teacher is.
+    inline = engine is Engine.inline
+    network = spec.load(device) if inline else replace(spec, compiled=False).load("cpu")
+    if batch_size is None and inline:
         batch_size = fit_batch_size(network, plan.size)
         say(f"batches of {batch_size} views", as_json=as_json)
     source, other_classes = dataset_source(dataset, plan), teacher_classes is not None
@@ -186,19 +208,20 @@ def precompute(
         )
     say(
         f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
-        f"on {network.device if devices is None else ', '.join(devices)}",
+        f"on {network.device if inline else engine.value}",
         as_json=as_json,
     )
     # What skips bad images tries again where one was the cause.
     if retry_quarantined or skip_bad:
         release_all(store, chosen)
-    if devices is None:
+    together = JobSpec(data, cache, spec, batch_size, skip_bad, workers)
+    if inline:
         job = Job(source, network, store, batch_size or DEFAULT_BATCH, skip_bad, workers)
         run = partial(run_inline, job, None if part is None else chosen)
+    elif engine is Engine.processes:
+        run = partial(run_processes, together, devices_for(device, processes), spans=chosen)
     else:
-        del network
-        together = JobSpec(data, cache, spec, batch_size, skip_bad, workers)
-        run = partial(run_processes, together, devices, spans=chosen)
+        run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
     seal = run_visibly(store, chosen, run, as_json=as_json)
     unusable = sum(len(rows) for rows in seal.unusable.values())
     value = {
@@ -219,6 +242,18 @@ def precompute(
     if unusable:
         lines["unusable"] = f"{unusable} images, left out"
     give(value, as_json=as_json, lines=lines)
+
+
+def check_engine(engine: Engine, *, processes: int | None, address: str | None) -> None:
+    """Check that the options of engines are those of the engine.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if address is not None and engine is not Engine.ray:
+        raise UsageError("--address: is of a Ray cluster; add --engine ray")
+    if processes is not None and engine is Engine.inline:
+        raise UsageError("--processes: add --engine processes, or --engine ray")
 
 
 def triple(text: str, option: str) -> "Triple":

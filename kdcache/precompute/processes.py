@@ -19,7 +19,7 @@ import torch
 
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal, committed
-from kdcache.cache.quarantine import quarantine
+from kdcache.cache.quarantine import quarantine, quarantined
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.workers import WorkerDiedError
 from kdcache.errors import KdcacheError, UsageError
@@ -30,23 +30,27 @@ from kdcache.processes import end_with, terminable
 
 LOOK_S = 1.0
 STOP_S = 10.0
+ON_CPU = 2
 STRIKES = 2  # deaths over one span that set it aside
 DEATHS = 5  # in a row, with nothing committed in between, that end the job
 
 
-def devices_for(device: str, num_processes: int) -> list[str]:
+def devices_for(device: str, num_processes: int | None) -> list[str]:
     """Return the device of each process: GPUs in turn, or the device named.
+
+    num_processes: by default one a GPU, or two on a CPU.
 
     Raises:
         UsageError: more processes than GPUs are asked for.
     """
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if gpus and num_processes > gpus:
+    number = num_processes or gpus or ON_CPU
+    if gpus and number > gpus:
         raise UsageError(
-            f"--processes {num_processes}: this machine has {gpus} GPUs; ask for as many at most"
+            f"--processes {number}: this machine has {gpus} GPUs; ask for as many at most"
         )
     other = "cpu" if device == "auto" else device
-    return [f"cuda:{n}" if gpus else other for n in range(num_processes)]
+    return [f"cuda:{n}" if gpus else other for n in range(number)]
 
 
 @dataclass(eq=False)
@@ -149,6 +153,11 @@ class Watch:
         self._left, self._report = set(spans), report
         self._strikes: Counter[Span] = Counter()
         self._deaths = 0
+
+    def is_over(self) -> bool:
+        """Return whether all spans are committed or set aside."""
+        self.look()
+        return not self._left.difference(quarantined(self.cache.folder))
 
     def look(self) -> None:
         """Report the spans that were committed since the last look."""

@@ -87,7 +87,7 @@ def test_a_teacher_that_ends_the_program_is_refused(precompute: Precompute) -> N
 def test_processes_make_the_same_cache(
     precompute: Precompute, tmp_path: Path, complete: Path
 ) -> None:
-    outcome = precompute("--processes", "2", "--device", "cpu", "--json")
+    outcome = precompute("--engine", "processes", "--device", "cpu", "--json")
     assert (outcome.code, outcome.value["spans_computed"]) == (0, 6)
     assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
 

@@ -5,6 +5,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from kdcache.precompute.jobs import JobSpec
 from tests import tiny
 
 DEATHS = "KDCACHE_TEST_DEATHS"  # a file that gets a line for each, and how many there are to be
+SLOW = "KDCACHE_TEST_SLOW"  # a file that gets a line for each batch, which then takes 0.2 s
 TEACHER = TeacherSpec(f"{__name__}:fatal_teacher", None, preprocessing=tiny.PLAIN)
-WHITE_TAR = 2
 
 
 class _Fatal(tiny.Exact):
     def forward(self, images_N3HW: Tensor) -> Tensor:
+        if SLOW in os.environ:
+            tiny.append_line(Path(os.environ[SLOW]), str(os.getpid()))
+            time.sleep(0.2)
         name, _, most = os.environ.get(DEATHS, "").rpartition(":")
         if name and (images_N3HW.flatten(1) > 0.999).all(1).any():
             deaths = Path(name)

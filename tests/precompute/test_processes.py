@@ -88,8 +88,9 @@ def test_each_process_begins_with_its_own_part() -> None:
 def test_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert devices_for("auto", 3) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert len(devices_for("auto", None)) == 4
     assert devices_for("cpu", 2) == ["cpu", "cpu"]
     with pytest.raises(UsageError, match="this machine has 4 GPUs"):
         devices_for("cuda", 5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert devices_for("auto", 2) == ["cpu", "cpu"]
+    assert devices_for("auto", None) == ["cpu", "cpu"]

@@ -1,0 +1,99 @@
+"""Claims about the Ray engine, on a real Ray: one cache, whatever actor or machine dies.
+
+Ray listens on all interfaces: these tests run in a network namespace of their own, as root.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcache.cache.quarantine import quarantined
+from kdcache.cache.store import open_cache
+from kdcache.data.dataset import Dataset
+from kdcache.precompute.engines import run_inline
+from tests import tiny
+from tests.precompute.fatal import DEATHS, SLOW, make_white, prepare
+
+ISOLATED = ("unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
+ROOT = Path(__file__).parents[2]
+
+
+def _can_isolate() -> bool:
+    found = subprocess.run([*ISOLATED, "true"], capture_output=True, check=False)
+    return found.returncode == 0
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: make ray"
+    ),
+    pytest.mark.skipif(not _can_isolate(), reason="no network namespaces here, which need root"),
+]
+
+
+@pytest.fixture(scope="module")
+def white(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset with an image at which processes die."""
+    return make_white(tmp_path_factory.mktemp("white"))
+
+
+def _run(case: str, dataset: Dataset, folder: Path, *, deaths: int = 0) -> dict[str, object]:
+    """Run a case of ray_cases.py in a namespace of its own; return what it says."""
+    environment = {**os.environ, DEATHS: f"{folder / 'deaths'}:{deaths}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.precompute.ray_cases", case, dataset.root, folder]
+    done = subprocess.run(
+        [*ISOLATED, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(white: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the cache that this process makes alone."""
+    spec = prepare(tmp_path_factory.mktemp("whole") / "c", white)
+    run_inline(spec.open("cpu"))
+    return tiny.tree(spec.cache)
+
+
+def test_actors_make_one_cache_though_one_is_killed(
+    white: Dataset, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    prepare(tmp_path / "c", white)
+    said = _run("kill", white, tmp_path, deaths=1)
+    assert said == {"committed": 10, "images": 40, "sealed": True}
+    assert len((tmp_path / "deaths").read_text().splitlines()) == 1
+    assert tiny.tree(tmp_path / "c") == whole
+
+
+def test_machines_join_and_disappear(
+    white: Dataset, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "c", white)
+    monkeypatch.setenv(SLOW, str(tmp_path / "batches"))
+    said = _run("machines", white, tmp_path)
+    assert (said["committed"], said["sealed"]) == (10, True)
+    assert int(str(said["processes"])) >= 2
+    assert tiny.tree(tmp_path / "c") == whole
+
+
+def test_a_span_that_kills_its_actors_is_set_aside(white: Dataset, tmp_path: Path) -> None:
+    prepare(tmp_path / "c", white)
+    said = _run("poison", white, tmp_path, deaths=1000)
+    assert "are quarantined, see kdcache inspect" in str(said["error"])
+    cache = open_cache(tmp_path / "c")
+    assert set(quarantined(cache.folder)) == set(cache.missing())
+    assert len({span.tar for span in cache.missing()}) == 1
