@@ -7,6 +7,7 @@ from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
 from kdcache.cache.objects import Locks
 from kdcache.cache.quarantine import quarantine, quarantined, release
+from kdcache.cache.writers import Heartbeat
 from kdcache.errors import DataError, KdcacheError
 from kdcache.precompute.span import Job, Report, run_spans
 
@@ -35,13 +36,16 @@ def run_inline(
         DataError, UsageError: spans are quarantined; the others are committed.
     """
     folder = job.cache.folder
-    with Locks(job.cache.path) as locks:
-        run = _Claims(job, locks, progress=progress, committed=committed)
+    device, span_views = str(job.teacher.device), job.cache.grid.span_views
+    heartbeat = Heartbeat(folder, device=device, span_views=span_views)
+    with Locks(job.cache.path) as locks, heartbeat:
+        run = _Claims(job, (locks, heartbeat), progress=progress, committed=committed)
         # What skips bad images tries again where one was the cause.
         retry = retry_quarantined or job.skip_bad
         aside = set() if retry else set(quarantined(folder))
         wanted = job.cache.missing() if spans is None else spans
         todo = [span for span in wanted if span not in aside]
+        heartbeat.expect(len(todo))
         run.compute(todo, wait=False)
         for span in todo:  # those of others, one at a time, lest two processes wait for each other
             if span not in run.errors and not folder.exists(span.commit_name):
@@ -71,10 +75,15 @@ class _Claims:
     """Computes spans under their locks. errors: why spans could not be computed."""
 
     def __init__(
-        self, job: Job, locks: Locks, *, progress: Report, committed: Callable[[Commit], None]
+        self,
+        job: Job,
+        held: tuple[Locks, Heartbeat],
+        *,
+        progress: Report,
+        committed: Callable[[Commit], None],
     ) -> None:
         self.errors: dict[Span, KdcacheError] = {}
-        self._job, self._locks = job, locks
+        self._job, (self._locks, self._heartbeat) = job, held
         self._progress, self._report = progress, committed
         self._any_committed = False
 
@@ -87,7 +96,7 @@ class _Claims:
         run_spans(
             self._job,
             self._claim(spans, wait=wait),
-            progress=self._progress,
+            progress=self._advance,
             committed=self._done,
             failed=self._failed,
         )
@@ -98,7 +107,12 @@ class _Claims:
                 if self._job.cache.folder.exists(span.commit_name):
                     self._locks.free(span.lock)
                 else:
+                    self._heartbeat.begin(span)
                     yield span
+
+    def _advance(self, images: int) -> None:
+        self._heartbeat.advance(images)
+        self._progress(images)
 
     def _done(self, commit: Commit) -> None:
         span = Span(commit.tar, commit.run)
@@ -106,6 +120,7 @@ class _Claims:
         with self._keeping(f"that span {span} is computed"):
             release(self._job.cache.folder, span)
         self._locks.free(span.lock)
+        self._heartbeat.end(span, commit)
         self._report(commit)
 
     def _failed(self, span: Span, error: KdcacheError, poisoned: bool) -> None:
@@ -115,6 +130,7 @@ class _Claims:
             with self._keeping(f"why span {span} is not computed ({error})"):
                 quarantine(self._job.cache.folder, span, error)
         self._locks.free(span.lock)
+        self._heartbeat.end(span)
         self.errors[span] = error
 
     @contextmanager
