@@ -37,24 +37,25 @@ def run_inline(
     """
     folder = job.cache.folder
     device, span_views = str(job.teacher.device), job.cache.grid.span_views
-    heartbeat = Heartbeat(folder, device=device, span_views=span_views)
-    with Locks(job.cache.path) as locks, heartbeat:
-        run = _Claims(job, (locks, heartbeat), progress=progress, committed=committed)
-        # What skips bad images tries again where one was the cause.
-        retry = retry_quarantined or job.skip_bad
-        aside = set() if retry else set(quarantined(folder))
-        wanted = job.cache.missing() if spans is None else spans
-        todo = [span for span in wanted if span not in aside]
-        heartbeat.expect(len(todo))
-        run.compute(todo, wait=False)
-        for span in todo:  # those of others, one at a time, lest two processes wait for each other
-            if span not in run.errors and not folder.exists(span.commit_name):
-                run.compute([span], wait=True)
-    left = {s: e for s, e in quarantined(folder).items() if not folder.exists(s.commit_name)}
-    if run.errors or left:
-        raise _joined(run.errors, left)
-    # Whoever finishes the last of several slices seals the cache.
-    return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
+    with Heartbeat(folder, device=device, span_views=span_views) as heartbeat:
+        with Locks(job.cache.path) as locks:
+            run = _Claims(job, (locks, heartbeat), progress=progress, committed=committed)
+            # What skips bad images tries again where one was the cause.
+            retry = retry_quarantined or job.skip_bad
+            aside = set() if retry else set(quarantined(folder))
+            wanted = job.cache.missing() if spans is None else spans
+            todo = [span for span in wanted if span not in aside]
+            heartbeat.expect(len(todo))
+            run.compute(todo, wait=False)
+            # Those of others, one at a time, lest two processes wait for each other.
+            for span in todo:
+                if span not in run.errors and not folder.exists(span.commit_name):
+                    run.compute([span], wait=True)
+        left = {s: e for s, e in quarantined(folder).items() if not folder.exists(s.commit_name)}
+        if run.errors or left:
+            raise _joined(run.errors, left)
+        # Whoever finishes the last of several slices seals the cache.
+        return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
 
 
 def _joined(errors: dict[Span, KdcacheError], left: dict[Span, KdcacheError]) -> KdcacheError:
