@@ -93,8 +93,8 @@ def _line(seen: "Status") -> str:
         _share(seen),
         f"{seen.spans[0]} of {seen.spans[1]} spans",
         f"{seen.views_per_s:,.0f} views/s",
-        f"{_left(seen)} left",
-        f"{alive} writer{'' if alive == 1 else 's'}",
+        f"time left {_left(seen)}",
+        _count(alive, "writer"),
     ]
     if aside:
         parts.append(f"{aside} quarantined")
@@ -121,8 +121,8 @@ def _lines(cache: Path, seen: "Status") -> dict[str, object]:
         lines[f"writer {writer.name}"] = _writer(writer)
     if seen.quarantined:
         lines["quarantined"] = (
-            f"{len(seen.quarantined)} spans; once their causes are mended, kdcache precompute "
-            "--retry-quarantined tries again"
+            f"{_count(len(seen.quarantined), 'span')}; once their causes are mended, kdcache "
+            "precompute --retry-quarantined tries again"
         )
     for span, error in list(seen.quarantined.items())[:SHOWN]:
         lines[f"  span {span}"] = " ".join(str(error).split())
@@ -139,6 +139,10 @@ def _share(seen: "Status") -> str:
     return f"{done * 1000 // max(of, 1) / 10:.1f}%"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _seal(seen: "Status") -> str:
     if seen.is_sealed:
         return "yes"
@@ -152,7 +156,8 @@ def _left(seen: "Status") -> str:
 
 
 def _writer(writer: "Writer") -> str:
-    parts = [writer.device, f"{writer.spans_done:,} spans, {writer.views_done:,} views written"]
+    written = f"{_count(writer.spans_done, 'span')}, {_count(writer.views_done, 'view')} written"
+    parts = [writer.device, written]
     if writer.is_alive:
         parts.insert(1, f"{writer.views_per_s:,.0f} views/s")
         parts.append("between spans" if writer.span is None else f"at span {writer.span}")

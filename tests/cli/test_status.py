@@ -148,7 +148,7 @@ def test_a_job_in_another_process_is_alive_has_a_rate_and_is_silent_once_it_is_k
     assert value["views_per_s"] == writer["views_per_s"] < 4 / 0.2
     assert value["left_s"] == pytest.approx(value["views_left"] / value["views_per_s"])
     text = _table(kdcache("status", path))[f"writer {writer['name']}"]
-    assert re.fullmatch(r"cpu, \d+ views/s, \d spans, \d+ views written, at span \d-\d", text)
+    assert re.fullmatch(r"cpu, \d+ views/s, \d spans?, \d+ views written, at span \d-\d", text)
 
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join()
@@ -211,7 +211,7 @@ def test_watching_writes_a_line_a_look_and_ends_with_the_job(
     assert len(looks) >= 2
     for line in looks:
         assert re.match(
-            r"20\S+ \S+ \d+\.\d%, \d of 6 spans, \d+ views/s, .* left, [01] writer", line
+            r"20\S+ \S+ \d+\.\d%, \d of 6 spans, \d+ views/s, time left .*, [01] writer", line
         )
     assert "coverage  100.0%: 6 of 6 spans" in outcome.stdout
     assert "sealed    yes" in outcome.stdout
