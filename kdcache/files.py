@@ -13,12 +13,18 @@ PARTIAL = ".partial"  # how the names of files end that are being written
 
 
 def write_whole(
-    path: Path, write: Callable[[Path], object], *, replace: bool = True, sync_folder: bool = True
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    replace: bool = True,
+    sync_file: bool = True,
+    sync_folder: bool = True,
 ) -> bool:
     """Write a file by way of a partial one beside it; a killed writer changes nothing.
 
     write: writes the file it is given. replace: False leaves a file that is there already, and
-    returns False. sync_folder: False leaves it to the caller to force the new name to the disk.
+    returns False. sync_file: False is for what a power cut may take. sync_folder: False leaves it
+    to the caller to force the new name to the disk.
 
     Raises:
         OSError: the folder is full or read-only, or of what write raises.
@@ -26,7 +32,8 @@ def write_whole(
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         write(partial)
-        sync(partial)
+        if sync_file:
+            sync(partial)
         if replace:
             os.replace(partial, path)
         else:

@@ -4,6 +4,7 @@
 on batch size, threads or machine.
 """
 
+import ctypes
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -247,6 +248,26 @@ def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.
     child = FORK.Process(target=_in_child, args=(function, *args))
     child.start()
     return child
+
+
+def without_root_rights() -> None:
+    """Make permissions count for root too: drop the capabilities that override them."""
+
+    class Header(ctypes.Structure):
+        _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+    class Rights(ctypes.Structure):
+        _fields_ = (
+            ("effective", ctypes.c_uint32),
+            ("permitted", ctypes.c_uint32),
+            ("inheritable", ctypes.c_uint32),
+        )
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, rights = Header(0x20080522, 0), (Rights * 2)()
+    assert libc.capget(ctypes.byref(header), rights) == 0
+    rights[0].effective &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(header), rights) == 0
 
 
 def append_line(path: Path, text: str) -> None:

@@ -1,13 +1,15 @@
 """A folder of named objects: the only code that writes or syncs a cache's files.
 
-Invariant: an object is seen whole or not at all, and what is published has reached the disk.
+Invariant: an object is seen whole or not at all, and what is published has reached the disk. Only
+notes, which hold no data, are not forced there.
 """
 
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,6 +99,36 @@ class Folder:
             _sweep(target.parent)
             write_whole(target, partial(_fill, data=data), sync_folder=False)
         self.sync_folders(objects)
+
+    def note(self, name: str, data: bytes) -> None:
+        """Write a whole object that may be lost, in place of what is there, forcing nothing.
+
+        Its folder is made, but not the folders above, which somebody may have deleted.
+        """
+        (self.path / name).parent.mkdir(exist_ok=True)
+        fill = partial(_fill, data=data)
+        write_whole(self.path / name, fill, sync_file=False, sync_folder=False)
+
+    def drop(self, name: str) -> None:
+        """Delete a note, and its folder if that was the last."""
+        (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # others are there
+            (self.path / name).parent.rmdir()
+
+    def modified(self, name: str) -> float:
+        """Return when an object was written, in seconds since 1970, by its file system's clock."""
+        return (self.path / name).stat().st_mtime
+
+    def now(self, folder: str) -> float | None:
+        """Return the time by the file system's clock; None where nothing can be written.
+
+        A file server has a clock of its own, which only a file that is written now can tell.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=self.path / folder) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return None
 
     def sync_folders(self, names: Iterable[str]) -> None:
         """Force the names of objects, and of the folders on the way to them, to the disk."""

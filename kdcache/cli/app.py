@@ -7,7 +7,18 @@ from io import TextIOWrapper
 import typer
 
 from kdcache import __version__
-from kdcache.cli import caches, data, fidelity, output, precompute, recipe, repair, student, upkeep
+from kdcache.cli import (
+    caches,
+    data,
+    fidelity,
+    output,
+    precompute,
+    recipe,
+    repair,
+    status,
+    student,
+    upkeep,
+)
 from kdcache.errors import KdcacheError, UsageError
 
 app = typer.Typer(
@@ -41,6 +52,7 @@ app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
 app.command("eval")(student.evaluate)
+app.command("status")(status.status)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)
 app.command("extend")(upkeep.extend)

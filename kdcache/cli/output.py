@@ -44,9 +44,13 @@ def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]
     if as_json:
         typer.echo(json.dumps(value, indent=1), file=_results or sys.stdout)
         return
+    say(table(lines), as_json=False)
+
+
+def table(lines: Mapping[str, object]) -> str:
+    """Return names and texts in two columns."""
     width = max(len(name) for name in lines)
-    for name, text in lines.items():
-        say(f"{name:<{width}}  {text}", as_json=False)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
 def human_bytes(count: float) -> str:
@@ -56,6 +60,15 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def human_time(seconds: float) -> str:
+    """Return a duration in seconds, minutes, hours or days."""
+    for unit, size in (("s", 60), ("min", 60), ("h", 48)):
+        if seconds < size:
+            return f"{seconds:.0f} {unit}" if unit == "s" else f"{seconds:.1f} {unit}"
+        seconds /= 24 if unit == "h" else size
+    return f"{seconds:.1f} days"
 
 
 @contextmanager
@@ -75,7 +88,7 @@ def progress_bar(
         TextColumn("{task.fields[rates]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_interactive,
     )
     started = logged = time.monotonic()
     done = 0
@@ -88,9 +101,10 @@ def progress_bar(
             now = time.monotonic()
             text = rates(done, max(now - started, 1e-9))
             bar.update(task, completed=done, rates=text)
-            if not console.is_terminal and now - logged > LOG_EVERY_S:
+            if not console.is_interactive and now - logged > LOG_EVERY_S:
                 logged = now
-                left = (total - done) * (now - started) / max(done, 1)
-                console.print(f"{label} {done}/{total} {text} {left:.0f} s left", highlight=False)
+                left = human_time((total - done) * (now - started) / max(done, 1))
+                line = f"{label} {done}/{total} {text}, {left} left"
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
 
         yield advance

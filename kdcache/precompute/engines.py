@@ -8,6 +8,7 @@ from kdcache.cache.manifest import Commit, Seal
 from kdcache.cache.objects import Locks
 from kdcache.cache.quarantine import is_quarantined, quarantine, quarantined, release
 from kdcache.cache.store import Cache
+from kdcache.cache.writers import Heartbeat
 from kdcache.errors import DataError, KdcacheError
 from kdcache.precompute.span import Begun, Job, Report, run_spans
 
@@ -45,21 +46,27 @@ def run_inline(
         DataError, UsageError: spans are quarantined; the others are committed.
     """
     folder = job.cache.folder
+    device, span_views = str(job.teacher.device), job.cache.grid.span_views
     todo = job.cache.missing() if spans is None else spans
     if retry_quarantined:
         release_all(job.cache, todo)
-    with Locks(job.cache.path) as locks:
-        run = _Claims(job, locks, progress=progress, begun=begun, committed=committed)
-        run.compute(todo, wait=False)
-        for span in todo:  # those of others, one at a time, lest two processes wait for each other
-            over = folder.exists(span.commit_name) or is_quarantined(folder, span)
-            if not over and span not in run.errors:
-                run.compute([span], wait=True)
-    left = _left_in_quarantine(job.cache)
-    if run.errors or left:
-        raise _joined(run.errors, left)
-    # Whoever finishes the last of several slices seals the cache.
-    return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
+    with Heartbeat(folder, device=device, span_views=span_views) as heartbeat:
+        heartbeat.expect(len(todo))
+        with Locks(job.cache.path) as locks:
+            run = _Claims(
+                job, (locks, heartbeat), progress=progress, begun=begun, committed=committed
+            )
+            run.compute(todo, wait=False)
+            # Those of others, one at a time, lest two processes wait for each other.
+            for span in todo:
+                over = folder.exists(span.commit_name) or is_quarantined(folder, span)
+                if not over and span not in run.errors:
+                    run.compute([span], wait=True)
+        left = _left_in_quarantine(job.cache)
+        if run.errors or left:
+            raise _joined(run.errors, left)
+        # Whoever finishes the last of several slices seals the cache.
+        return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
 
 
 def release_all(cache: Cache, spans: Iterable[Span]) -> None:
@@ -114,14 +121,14 @@ class _Claims:
     def __init__(
         self,
         job: Job,
-        locks: Locks,
+        held: tuple[Locks, Heartbeat],
         *,
         progress: Report,
         begun: Begun,
         committed: Callable[[Commit], None],
     ) -> None:
         self.errors: dict[Span, KdcacheError] = {}
-        self._job, self._locks = job, locks
+        self._job, (self._locks, self._heartbeat) = job, held
         self._progress, self._begun, self._report = progress, begun, committed
         self._any_committed = False
 
@@ -134,7 +141,7 @@ class _Claims:
         run_spans(
             self._job,
             self._claim(spans, wait=wait),
-            progress=self._progress,
+            progress=self._advance,
             begun=self._begun,
             committed=self._done,
             failed=self._failed,
@@ -147,7 +154,12 @@ class _Claims:
                 if folder.exists(span.commit_name) or is_quarantined(folder, span):
                     self._locks.free(span.lock)
                 else:
+                    self._heartbeat.begin(span)
                     yield span
+
+    def _advance(self, images: int) -> None:
+        self._heartbeat.advance(images)
+        self._progress(images)
 
     def _done(self, commit: Commit) -> None:
         span = Span(commit.tar, commit.run)
@@ -155,6 +167,7 @@ class _Claims:
         with self._keeping(f"that span {span} is computed"):
             release(self._job.cache.folder, span)
         self._locks.free(span.lock)
+        self._heartbeat.end(span, commit)
         self._report(commit)
 
     def _failed(self, span: Span, error: KdcacheError, poisoned: bool) -> None:
@@ -164,6 +177,7 @@ class _Claims:
             with self._keeping(f"why span {span} is not computed ({error})"):
                 quarantine(self._job.cache.folder, span, error)
         self._locks.free(span.lock)
+        self._heartbeat.end(span)
         self.errors[span] = error
 
     @contextmanager

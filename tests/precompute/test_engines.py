@@ -1,6 +1,5 @@
 """Claims about the inline engine: each span once, shared among processes, nothing on a bad disk."""
 
-import ctypes
 import os
 import resource
 import shutil
@@ -191,33 +190,13 @@ def test_a_disk_that_is_full_from_the_start_creates_nothing(
     assert "cannot create the cache: File too large" in message
 
 
-def _without_root_rights() -> None:
-    """Make permissions count for root too: drop the capabilities that override them."""
-
-    class Header(ctypes.Structure):
-        _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-    class Rights(ctypes.Structure):
-        _fields_ = (
-            ("effective", ctypes.c_uint32),
-            ("permitted", ctypes.c_uint32),
-            ("inheritable", ctypes.c_uint32),
-        )
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, rights = Header(0x20080522, 0), (Rights * 2)()
-    assert libc.capget(ctypes.byref(header), rights) == 0
-    rights[0].effective &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    assert libc.capset(ctypes.byref(header), rights) == 0
-
-
 def test_a_read_only_folder_is_refused_and_a_rerun_completes(
     dataset: Dataset, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     path = tmp_path / "c"
     os.chmod(tmp_path, 0o555)
     try:
-        name, message = _run_under(_without_root_rights, path, dataset)
+        name, message = _run_under(tiny.without_root_rights, path, dataset)
         assert (name, "Permission denied" in message) == ("UsageError", True), message
     finally:
         os.chmod(tmp_path, 0o755)
@@ -226,7 +205,7 @@ def test_a_read_only_folder_is_refused_and_a_rerun_completes(
     for folder in below:
         os.chmod(folder, 0o555)
     try:
-        name, message = _run_under(_without_root_rights, path, dataset)
+        name, message = _run_under(tiny.without_root_rights, path, dataset)
         assert (name, "Permission denied" in message) == ("UsageError", True), message
         assert "run the same command again" in message
     finally:
@@ -238,7 +217,7 @@ def test_a_read_only_folder_is_refused_and_a_rerun_completes(
 
 
 def _read_everything(path: Path, result: Connection) -> None:
-    _without_root_rights()
+    tiny.without_root_rights()
     cache = open_cache(path)
     tiles = [cache.read_tile(tar, view) for tar in range(3) for view in range(4)]
     result.send(sum(int(tile.usable.sum()) for tile in tiles))
