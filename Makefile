@@ -6,6 +6,7 @@ SEED ?= 0
 UV_VERSION := 0.13.9
 LOCK := locks/dev.txt
 PEERS_LOCK := locks/peers.txt
+RAY_LOCK := locks/ray.txt
 READER := tests/interop
 UV := .uv/bin/uv
 BIN := .venv/bin
@@ -15,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect bench bench-cache bench-pixels bench-precompute bench-peers clean
+  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,10 +54,23 @@ $(READER)/.installed: $(READER)/package-lock.json .venv/.synced
 	  || echo "zarrita was not installed; its test is skipped"
 	@touch $@
 
+ray: .venv/.ray ## install Ray, for precompute --engine ray
+	@:
+
+# Ray has no wheels for the newest Python for a while: its tests are skipped without it.
+.venv/.ray: $(RAY_LOCK) .venv/.ready
+	@VIRTUAL_ENV=.venv $(UV) pip install --require-hashes --requirements $(RAY_LOCK) \
+	  || echo "Ray was not installed; its tests are skipped"
+	@touch $@
+
 lock: $(UV_READY) ## resolve the newest versions into the lock file
 	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --extra demo --group dev --output-file $(LOCK) pyproject.toml
+
+	echo ray | $(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate --constraint $(LOCK) \
+	  --output-file $(RAY_LOCK) -
 
 lock-peers: $(UV_READY) ## resolve the loaders that bench-peers compares with
 	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
@@ -81,7 +95,7 @@ format: setup ## sort imports, fix what ruff can fix, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## run the tests; ARGS="-k name" goes to pytest
+test: setup ray ## run the tests; ARGS="-k name" goes to pytest
 	$(BIN)/pytest -q $(ARGS)
 
 # --- jobs ----------------------------------------------------------------------------------
@@ -135,6 +149,9 @@ bench-cache: setup ## measure bytes, errors, reading and writing of targets; 3 m
 
 bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 4 minutes
 	$(BENCH).precompute $(ARGS)
+
+bench-scale: setup ## measure what 117,000 spans cost beside rendering and teacher; 10 minutes
+	$(BENCH).scale $(ARGS)
 
 bench-peers: setup $(PEERS)/.synced ## measure our stream beside the loaders of others; 7 GB
 	$(BENCH).peers --python $(PEERS)/bin/python $(ARGS)
