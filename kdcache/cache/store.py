@@ -316,11 +316,13 @@ class Cache:
             IncompleteError: spans are missing.
             UsageError: the disk is full or read-only.
         """
-        if self.folder.exists(SEAL):  # a read-only folder cannot be locked
-            seal, root = self._complete_totals(), self._sealed_root()
-            if seal == read_seal(self.folder) and root == self._document(ROOT):
-                return seal
+        sealed = self._seal_that_stands()  # a read-only folder cannot be locked
+        if sealed is not None:
+            return sealed
         with self.folder.lock(EXTENT_LOCK, wait=True):
+            sealed = self._seal_that_stands()  # of many processes that end at once, one reads all
+            if sealed is not None:
+                return sealed
             seal, root = self._complete_totals(), self._sealed_root()
             try:
                 self.folder.settle(COMMITS)
@@ -331,6 +333,15 @@ class Cache:
             except OSError as error:
                 raise self.cannot_write("the seal", error) from error
         return seal
+
+    def _seal_that_stands(self) -> Seal | None:
+        """Return the seal of a complete cache whose metadata are consolidated; None without."""
+        try:
+            seal = self.valid_seal()
+        except CorruptError:
+            return None
+        stands = seal is not None and self._sealed_root() == self._document(ROOT)
+        return seal if stands and not self.missing() else None
 
     def _complete_totals(self) -> Seal:
         if absent := self.missing():

@@ -25,6 +25,9 @@ from kdcache.cli.running import read_batch_size, read_slice, run_visibly
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from kdcache.cache.layout import Span
+    from kdcache.cache.manifest import Seal
+    from kdcache.cache.store import Cache
     from kdcache.models.teacher import Teacher, Triple
 
 
@@ -141,13 +144,12 @@ def precompute(
       kdcache precompute --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
       --recipe funmatch --views 16 --cache build/cache
     """
-    from kdcache.cache.quarantine import quarantined
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
     from kdcache.models.teacher import Preprocessing, TeacherSpec
     from kdcache.precompute.batching import fit_batch_size
-    from kdcache.precompute.engines import release_all, run_inline, slice_of
+    from kdcache.precompute.engines import run_inline
     from kdcache.precompute.jobs import JobSpec
     from kdcache.precompute.prepare import check_classes, describe_cache, prepare_cache
     from kdcache.precompute.processes import devices_for, run_processes
@@ -168,7 +170,7 @@ def precompute(
         precision=precision.value,
         compiled=compiled,
     )
-    check_engine(engine, processes=processes, address=address)
+    check_engine(engine, processes=processes, address=address, device=device)
     # Where others compute, this process only says what the teacher is.
     inline = engine is Engine.inline
     network = spec.load(device) if inline else replace(spec, compiled=False).load("cpu")
@@ -198,45 +200,62 @@ def precompute(
         other_classes=other_classes,
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
-    chosen = store.missing() if part is None else slice_of(store.missing(), *part)
-    aside = set(quarantined(store.folder)).intersection(chosen)
-    if aside and not (retry_quarantined or skip_bad):
-        chosen = [span for span in chosen if span not in aside]
-        say(
-            f"{len(aside)} spans are left out that failed before: --retry-quarantined tries again",
-            as_json=as_json,
-        )
+    # What skips bad images tries again where one was the cause.
+    chosen = _choose(store, part, retry=retry_quarantined or skip_bad, as_json=as_json)
     say(
         f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
         f"on {network.device if inline else engine.value}",
         as_json=as_json,
     )
-    # What skips bad images tries again where one was the cause.
-    if retry_quarantined or skip_bad:
-        release_all(store, chosen)
-    together = JobSpec(data, cache, spec, batch_size, skip_bad, workers)
     if inline:
         job = Job(source, network, store, batch_size or DEFAULT_BATCH, skip_bad, workers)
         run = partial(run_inline, job, None if part is None else chosen)
-    elif engine is Engine.processes:
-        run = partial(run_processes, together, devices_for(device, processes), spans=chosen)
     else:
-        run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
+        together = JobSpec(
+            data.absolute(), cache.absolute(), spec.absolute(), batch_size, skip_bad, workers
+        )
+        if engine is Engine.processes:
+            run = partial(run_processes, together, devices_for(device, processes), spans=chosen)
+        else:
+            run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
     seal = run_visibly(store, chosen, run, as_json=as_json)
+    _give_computed(store, seal, num_spans=len(chosen), as_json=as_json)
+
+
+def _choose(
+    store: "Cache", part: tuple[int, int] | None, *, retry: bool, as_json: bool
+) -> list["Span"]:
+    """Return the spans to compute; those in quarantine only to try them again."""
+    from kdcache.cache.quarantine import quarantined
+    from kdcache.precompute.engines import release_all, slice_of
+
+    chosen = store.missing() if part is None else slice_of(store.missing(), *part)
+    if retry:
+        release_all(store, chosen)
+    aside = set(quarantined(store.folder)).intersection(chosen)
+    if aside:
+        say(
+            f"{len(aside)} spans are left out that failed before: --retry-quarantined tries again",
+            as_json=as_json,
+        )
+    return [span for span in chosen if span not in aside]
+
+
+def _give_computed(store: "Cache", seal: "Seal", *, num_spans: int, as_json: bool) -> None:
     unusable = sum(len(rows) for rows in seal.unusable.values())
     value = {
         "id": store.info.id,
-        "path": str(cache),
-        "spans_computed": len(chosen),
+        "path": str(store.path),
+        "spans_computed": num_spans,
         "views": seal.views,
         "size_bytes": seal.size_bytes,
         "rows_unusable": unusable,
         "fidelity": seal.fidelity.summary(),
     }
+    images = store.info.dataset["num_samples"]
     lines = {
-        "cache": f"{cache} ({store.info.id[:12]})",
-        "computed": f"{len(chosen)} spans; {seal.views} views of {dataset.num_samples} images "
-        "stored",
+        "cache": f"{store.path} ({store.info.id[:12]})",
+        "computed": f"{num_spans} spans; {seal.views} views of {images} images stored",
         "size": human_bytes(seal.size_bytes),
     }
     if unusable:
@@ -244,7 +263,9 @@ def precompute(
     give(value, as_json=as_json, lines=lines)
 
 
-def check_engine(engine: Engine, *, processes: int | None, address: str | None) -> None:
+def check_engine(
+    engine: Engine, *, processes: int | None, address: str | None, device: str
+) -> None:
     """Check that the options of engines are those of the engine.
 
     Raises:
@@ -254,6 +275,8 @@ def check_engine(engine: Engine, *, processes: int | None, address: str | None) 
         raise UsageError("--address: is of a Ray cluster; add --engine ray")
     if processes is not None and engine is Engine.inline:
         raise UsageError("--processes: add --engine processes, or --engine ray")
+    if device != "auto" and engine is Engine.ray:
+        raise UsageError("--device: Ray gives each actor its GPU; leave this out")
 
 
 def triple(text: str, option: str) -> "Triple":

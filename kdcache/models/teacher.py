@@ -137,6 +137,10 @@ class TeacherSpec:
     precision: Precision = "float32"
     compiled: bool = False
 
+    def absolute(self) -> "TeacherSpec":
+        """Return the same for a process in another folder."""
+        return replace(self, weights=None if self.weights is None else self.weights.absolute())
+
     def load(self, device: str) -> Teacher:
         """Return the teacher on a device, as load_teacher; compiled by torch.compile if so asked.
 

@@ -59,6 +59,8 @@ def run_ray(
         progress(commit.rows)
         committed(commit)
 
+    if not spans:
+        return conclude(open_cache(spec.cache), spans, [])
     watch = Watch(open_cache(spec.cache), spans, report)
     errors: list[KdcacheError] = []
 

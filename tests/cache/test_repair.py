@@ -320,7 +320,7 @@ def test_a_newer_format_and_other_folders_are_left_alone(
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_damage_of_any_files_is_mended_from_a_copy(
