@@ -104,12 +104,14 @@ def filled(cluster: Slurm, inline: Cache) -> Filled:
     return Filled(open_cache(path), missing, [file.read_text().split() for file in files])
 
 
+@pytest.mark.slow
 def test_an_array_makes_the_cache_that_one_process_makes(filled: Filled, inline: Cache) -> None:
     assert filled.cache.missing() == []
     assert filled.cache.valid_seal() is not None
     assert tiny.tree(filled.cache.path) == tiny.tree(inline.path)
 
 
+@pytest.mark.slow
 def test_a_stopped_task_goes_on_and_computes_only_what_was_missing(filled: Filled) -> None:
     second = slice_of(list(filled.cache.grid.spans()), 1, 2)
     assert set(filled.missing) < set(second)
