@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-peers clean
+  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-peers slurm-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -97,6 +97,16 @@ format: setup ## sort imports, fix what ruff can fix, format
 
 test: setup ray ## run the tests; ARGS="-k name" goes to pytest
 	$(BIN)/pytest -q $(ARGS)
+
+SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=10 -o DPkg::Lock::Timeout=60
+
+slurm-packages: ## install Slurm for its test, which is skipped without it; Debian, as root
+	@dpkg -s $(SLURM) >/dev/null 2>&1 || { test "$$(id -u)" = 0 \
+	  && export DEBIAN_FRONTEND=noninteractive && { timeout 60 $(APT) update; \
+	    timeout 120 $(APT) install --download-only --no-install-recommends $(SLURM); } >/dev/null \
+	  && $(APT) install --no-download --no-install-recommends $(SLURM) >/dev/null; } \
+	  || echo "Slurm was not installed; its test is skipped"
 
 # --- jobs ----------------------------------------------------------------------------------
 
