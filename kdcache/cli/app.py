@@ -12,6 +12,7 @@ from kdcache.cli import (
     data,
     fidelity,
     output,
+    plan,
     precompute,
     recipe,
     repair,
@@ -48,6 +49,7 @@ def root(
 app.command("pack")(data.pack)
 app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
+app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)

@@ -87,7 +87,7 @@ def fidelity(
     from kdcache.recipe.schema import load_recipe
 
     budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
-    _check_picture(out)
+    check_picture(out)
     others = {"--data": data, "--teacher": teacher, "--recipe": recipe}
     if cache is not None:
         _check_alone(cache, {**others, "--weights": weights})
@@ -131,7 +131,12 @@ def _check_alone(cache: Path, others: dict[str, object]) -> None:
         )
 
 
-def _check_picture(out: Path | None) -> None:
+def check_picture(out: Path | None) -> None:
+    """Check that a PNG can be written there.
+
+    Raises:
+        UsageError: it cannot.
+    """
     if out is not None and (out.suffix.lower() != ".png" or not out.parent.is_dir()):
         raise UsageError(
             f"--out {out}: expected a name that ends in .png, in a folder that is there"

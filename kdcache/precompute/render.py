@@ -47,6 +47,30 @@ class SpanBlock:
     layers: dict[str, int]
 
 
+def render_block(
+    source: BlockSource,
+    request: BlockRequest,
+    *,
+    views: range,
+    out_GNHW3: NDArray[np.uint8] | None = None,
+) -> SpanBlock:
+    """Return a block of a span in the span's views. out_GNHW3: where pixels are written.
+
+    Raises:
+        DataError: the tar is missing or changed since it was indexed.
+    """
+    layers, rows = LayerDigests(), slice(request.start, request.stop)
+    block = source.render(request.span.tar, rows, views=views, layers=layers, out_GNHW3=out_GNHW3)
+    return SpanBlock(
+        request,
+        block.pixels_GNHW3,
+        block.problems,
+        block.usable_N,
+        block.witnesses(),
+        layers.values(),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Renderer(Dataset[SpanBlock | KdcacheError]):
     source: BlockSource
@@ -54,24 +78,16 @@ class _Renderer(Dataset[SpanBlock | KdcacheError]):
     ring: Ring | None
 
     def __getitem__(self, request: BlockRequest) -> SpanBlock | KdcacheError:
-        views, rows = self.grid.views(request.span), slice(request.start, request.stop)
-        out, layers = None, LayerDigests()
+        out = None
         if self.ring is not None and request.slot is not None:
             out = self.ring[request.slot][:, : request.stop - request.start]
         try:
-            block = self.source.render(
-                request.span.tar, rows, views=views, layers=layers, out_GNHW3=out
+            block = render_block(
+                self.source, request, views=self.grid.views(request.span), out_GNHW3=out
             )
         except KdcacheError as error:  # of the whole tar; a worker would bury it in a trace
             return error
-        return SpanBlock(
-            request,
-            block.pixels_GNHW3 if out is None else None,
-            block.problems,
-            block.usable_N,
-            block.witnesses(),
-            layers.values(),
-        )
+        return block if out is None else replace(block, pixels_GNHW3=None)
 
 
 class BlockStream:
