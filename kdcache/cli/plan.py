@@ -206,7 +206,7 @@ def _lines(found: "Plan", wishes: "Wishes", *, unit: str, encoding: str) -> dict
 
     views, prices, runs = wishes.views, wishes.prices, wishes.runs
     return {
-        "views": f"{views.num_views} of {wishes.num_images:,} images, in spans of "
+        "views": f"{views.num_views} of each of {wishes.num_images:,} images, in spans of "
         f"{views.span_views}; {views.epochs} epochs use each {views.reuse:.3g} times",
         "storage": f"{human_bytes(found.storage_bytes)} as {encoding}",
         "time": _job(found, wishes, unit),

@@ -34,7 +34,7 @@ def slow(teacher: Teacher, seconds: float) -> Teacher:
 
 def test_a_slow_teacher_is_found_slow_and_idle(source: BlockSource) -> None:
     probe = probe_costs(source, slow(tiny.make_teacher(), 0.02), OPTIONS)
-    assert 0.02 <= probe.costs.teacher_s < 0.06
+    assert 0.02 <= probe.costs.teacher_s < 0.2
     assert probe.costs.teacher_cores < 0.7  # asleep, not at work
     assert 0 < probe.costs.render_s < 0.02
     assert probe.costs.span_views == 2
