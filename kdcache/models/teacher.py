@@ -35,10 +35,14 @@ class Preprocessing:
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         """Return uint8 pixels normalised, float32, on their device."""
-        mean = torch.tensor(self.mean, device=pixels_N3HW.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels_N3HW.device)[:, None, None]
-        # In place: on a CPU, each fresh copy takes as long as the arithmetic.
-        return pixels_N3HW.float().mul_(1 / (255 * std)).sub_(mean / std)
+        count, channels, height, width = pixels_N3HW.shape
+        mean = torch.tensor(self.mean, device=pixels_N3HW.device).repeat(width)
+        std = torch.tensor(self.std, device=pixels_N3HW.device).repeat(width)
+        # Rows of pixels, since loops over three channels take twice as long on a CPU; in place,
+        # since each fresh copy takes as long as the arithmetic.
+        rows = pixels_N3HW.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+        normalised = rows.float().mul_(1 / (255 * std)).sub_(mean / std)
+        return normalised.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

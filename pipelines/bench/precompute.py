@@ -111,6 +111,24 @@ class Runner:
 
         return timed(work)
 
+    def run_together(self, teacher: Teacher, *, num_views: int, processes: int) -> Work:
+        """Return work that is a whole job, of processes that share it and render for themselves."""
+
+        def work(_: int) -> int:
+            job = self.job(teacher, num_views=num_views, span=num_views, workers=0)
+            context = multiprocessing.get_context("fork")  # no imports that a long job forgets
+            children = [
+                context.Process(target=_run_in_child, args=(job,)) for _ in range(processes)
+            ]
+            for child in children:
+                child.start()
+            for child in children:
+                child.join()
+            assert not job.cache.missing()
+            return self.dataset.num_samples * num_views
+
+        return timed(work)
+
     def render(self, teacher: Teacher, *, num_views: int, workers: int) -> Work:
         """Return work that renders what a job does, in as many processes, and no more."""
 
@@ -140,6 +158,11 @@ class Runner:
             return total
 
         return timed(work)
+
+
+def _run_in_child(job: Job) -> None:
+    torch.set_num_threads(1)
+    run_inline(job)
 
 
 def _views_per_s(costs: Sequence[Cost]) -> dict[str, float]:
@@ -178,12 +201,14 @@ def light_bars(folder: Path, data: Path, sizes: JobSizes) -> Found:
         "rendering, 1 worker": runner.render(teacher, num_views=1, workers=1),
         "job, 2 workers": runner.run(teacher, num_views=1, workers=2),
         "rendering, 2 workers": runner.render(teacher, num_views=1, workers=2),
+        "job, 1 process": runner.run_together(teacher, num_views=8, processes=1),
+        "job, 2 processes": runner.run_together(teacher, num_views=8, processes=2),
     }
     costs = alternate(works, rounds=sizes.rounds)
     walls = {name: [cost.wall_s for cost in found] for name, found in costs.items()}
     pairs = {
         "job_of_its_renderers_limit": ("rendering, 1 worker", "job, 1 worker", 0.9),
-        "two_workers_over_one": ("job, 1 worker", "job, 2 workers", 1.8),
+        "two_processes_over_one": ("job, 1 process", "job, 2 processes", 1.8),
     }
     bars = [
         make_bar(name, [a / b for a, b in zip(walls[slow], walls[fast], strict=True)], bar=bar)

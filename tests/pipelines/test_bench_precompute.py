@@ -28,7 +28,7 @@ def test_a_trial_keeps_every_bar_and_figure(tmp_path: Path) -> None:
     assert [bar.name for bar in record.bars] == [
         "heavy_teacher_utilisation",
         "job_of_its_renderers_limit",
-        "two_workers_over_one",
+        "two_processes_over_one",
         "memory_growth_with_images",
         "memory_growth_with_views",
     ]
