@@ -157,7 +157,7 @@ bench-pixels: setup ## measure views, the student's stream and its memory; 8 min
 bench-cache: setup ## measure bytes, errors, reading and writing of targets; 3 minutes
 	$(BENCH).cache $(ARGS)
 
-bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 4 minutes
+bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 6 minutes
 	$(BENCH).precompute $(ARGS)
 
 bench-scale: setup ## measure what 117,000 spans cost beside rendering and teacher; 10 minutes
