@@ -166,10 +166,13 @@ def _conclude(
     else:
         _print_table(measured, front, chosen=chosen)
         say(
-            f"measured on {views} views. *: on the front, which no other betters in bytes and in "
-            "gradient error at T = 1 and T = 2",
+            f"measured on {views} views. top-1: views whose largest class stays. error: of the "
+            "gradient. *: on the front, which no other betters in bytes and in error at T = 1 and "
+            "T = 2",
             as_json=False,
         )
+        if budget is None:
+            say("--max-gradient-error, --max-kl or --max-bytes name the one to use", as_json=False)
     if out is not None:
         from kdcache.files import write_whole
         from kdcache.report.fidelity import draw_comparison

@@ -105,7 +105,7 @@ def _joined(errors: dict[Span, KdcacheError], left: dict[Span, KdcacheError]) ->
     """Return the error of spans that failed now, or are left in quarantine."""
     span = next(iter(errors or left))
     error = errors.get(span) or left[span]
-    advice = "once the cause is mended, run the same command again"
+    advice = "once the cause is mended, run kdcache precompute again"
     if left:
         advice = f"{len(left)} are quarantined, see kdcache inspect; {advice} with "
         advice += "--retry-quarantined"

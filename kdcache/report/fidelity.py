@@ -12,7 +12,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from kdcache.targets.choice import FRONT_TEMPERATURES, Measured, Temperature, pareto
+from kdcache.targets.choice import Measured, Temperature, pareto
 
 FAMILIES = {
     "topk": ("#c44e52", "s", "topk:K"),
@@ -21,6 +21,7 @@ FAMILIES = {
     "dense": ("#7b5ea7", "^", "dense:f2, dense:u1"),
 }
 GREY = "#606060"
+PANELS: tuple[Temperature, ...] = (1, 2, 4)
 LEAST_ERROR = 1e-6  # drawn in its place is what is smaller, since zero has no logarithm
 FONT_SIZE = 8
 MARKER = 8.0  # points
@@ -38,21 +39,21 @@ PLACES: tuple[tuple[int, int, Horizontal, Vertical], ...] = (
 def draw_comparison(
     measured: Sequence[Measured], path: Path, *, title: str, chosen: Measured | None = None
 ) -> None:
-    """Write a PNG with a panel for T = 1 and one for T = 2.
+    """Write a PNG with a panel for each of T = 1, 2 and 4.
 
-    Filled points are on the front of bytes and both errors; the line joins those that no other
+    Filled points are on the front of bytes and errors at T = 1 and 2; the line joins those that no other
     betters in the bytes and the error of its own panel. The chosen one has a ring.
     """
-    figure = Figure(figsize=(11, 12), layout="constrained", dpi=120)
+    figure = Figure(figsize=(11, 17), layout="constrained", dpi=120)
     figure.suptitle(title)
-    panels = figure.subplots(len(FRONT_TEMPERATURES), 1)
+    panels = figure.subplots(len(PANELS), 1)
     front = pareto(measured)
-    for axes, temperature in zip(panels, FRONT_TEMPERATURES, strict=True):
+    for axes, temperature in zip(panels, PANELS, strict=True):
         _draw_points(axes, measured, front, temperature=temperature, chosen=chosen)
     panels[0].legend(handles=_legend(measured, chosen), loc="upper right", framealpha=1)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # names are placed where things are now
-    for axes, temperature in zip(panels, FRONT_TEMPERATURES, strict=True):
+    for axes, temperature in zip(panels, PANELS, strict=True):
         _name_points(axes, measured, temperature=temperature, chosen=chosen)
     figure.savefig(path, format="png")
 
@@ -110,7 +111,7 @@ def _legend(measured: Sequence[Measured], chosen: Measured | None) -> list[Line2
     ]
     hollow = {"color": GREY, "markerfacecolor": "white", **plain}
     handles.append(
-        Line2D([], [], marker="o", label="off the front of bytes and both errors", **hollow)
+        Line2D([], [], marker="o", label="off the front of bytes and errors at T = 1 and 2", **hollow)
     )
     handles.append(Line2D([], [], color=GREY, linewidth=1, label="front at this temperature"))
     if chosen is not None:

@@ -54,12 +54,12 @@ def test_the_picture_is_a_png_with_every_colour_of_a_family(
         assert (np.abs(shown.astype(float) - wanted).max(2) < 2).sum() > 50
 
 
-def test_both_panels_name_every_point_at_its_place(
+def test_all_panels_name_every_point_at_its_place(
     measured: tuple[Measured, ...], tmp_path: Path, panels: list[Axes]
 ) -> None:
     draw_comparison(measured, tmp_path / "a.png", title="Encodings")
-    assert len(panels) == 2
-    for axes, temperature in zip(panels, (1, 2), strict=True):
+    assert len(panels) == 3
+    for axes, temperature in zip(panels, (1, 2, 4), strict=True):
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
         assert axes.get_ylabel().endswith(f"T = {temperature}")
         names = {(text.get_text(), text.xy) for text in axes.texts}  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def test_points_on_the_front_are_filled_and_the_chosen_has_a_ring(
     draw_comparison(measured, tmp_path / "a.png", title="Encodings", chosen=chosen)
     front = pareto(measured)
     assert 0 < len(front) < len(measured)
-    for axes, temperature in zip(panels, (1, 2), strict=True):
+    for axes, temperature in zip(panels, (1, 2, 4), strict=True):
         filled, rings = set(), set()
         for line in axes.lines:
             if len(line.get_xdata()) > 1:  # type: ignore[arg-type]
