@@ -1,16 +1,20 @@
 """Engines: who runs which span when. All run the same spans; the store is the only state."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal
+from kdcache.cache.manifest import committed as spans_committed
 from kdcache.cache.objects import Locks
 from kdcache.cache.quarantine import is_quarantined, quarantine, quarantined, release
 from kdcache.cache.store import Cache
 from kdcache.cache.writers import Heartbeat
 from kdcache.errors import DataError, KdcacheError
 from kdcache.precompute.span import Begun, Job, Report, run_spans
+
+LISTING_S = 10.0
 
 
 def slice_of(spans: Sequence[Span], part: int, parts: int) -> list[Span]:
@@ -58,7 +62,7 @@ def run_inline(
             )
             run.compute(todo, wait=False)
             # Those of others, one at a time, lest two processes wait for each other.
-            for span in todo:
+            for span in sorted(set(todo) - spans_committed(folder)):
                 over = folder.exists(span.commit_name) or is_quarantined(folder, span)
                 if not over and span not in run.errors:
                     run.compute([span], wait=True)
@@ -148,14 +152,19 @@ class _Claims:
         )
 
     def _claim(self, spans: Iterable[Span], *, wait: bool) -> Iterator[Span]:
+        folder, listed_at = self._job.cache.folder, -LISTING_S
+        done: set[Span] = set()
         for span in spans:
-            if self._locks.take(span.lock, wait=wait):
-                folder = self._job.cache.folder
-                if folder.exists(span.commit_name) or is_quarantined(folder, span):
-                    self._locks.free(span.lock)
-                else:
-                    self._heartbeat.begin(span)
-                    yield span
+            if span in done or not self._locks.take(span.lock, wait=wait):
+                continue
+            if not (folder.exists(span.commit_name) or is_quarantined(folder, span)):
+                self._heartbeat.begin(span)
+                yield span
+                continue
+            self._locks.free(span.lock)
+            # Where others have been, one listing spares a lock and a look at each of the next.
+            if time.monotonic() - listed_at > LISTING_S:
+                done, listed_at = spans_committed(folder), time.monotonic()
 
     def _advance(self, images: int) -> None:
         self._heartbeat.advance(images)

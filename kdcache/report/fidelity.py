@@ -41,8 +41,8 @@ def draw_comparison(
 ) -> None:
     """Write a PNG with a panel for each of T = 1, 2 and 4.
 
-    Filled points are on the front of bytes and errors at T = 1 and 2; the line joins those that no other
-    betters in the bytes and the error of its own panel. The chosen one has a ring.
+    Filled points are on the front of bytes and errors at T = 1 and 2; the line joins those that no
+    other betters in the bytes and the error of its own panel. The chosen one has a ring.
     """
     figure = Figure(figsize=(11, 17), layout="constrained", dpi=120)
     figure.suptitle(title)
@@ -111,7 +111,9 @@ def _legend(measured: Sequence[Measured], chosen: Measured | None) -> list[Line2
     ]
     hollow = {"color": GREY, "markerfacecolor": "white", **plain}
     handles.append(
-        Line2D([], [], marker="o", label="off the front of bytes and errors at T = 1 and 2", **hollow)
+        Line2D(
+            [], [], marker="o", label="off the front of bytes and errors at T = 1 and 2", **hollow
+        )
     )
     handles.append(Line2D([], [], color=GREY, linewidth=1, label="front at this temperature"))
     if chosen is not None:
