@@ -17,7 +17,7 @@ from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.precompute.engines import run_inline
 from tests import tiny
-from tests.precompute.fatal import DEATHS, SLOW, make_white, prepare
+from tests.precompute.fatal import DEATHS, PARENT, SLOW, make_white, prepare
 
 ISOLATED = ("unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
 ROOT = Path(__file__).parents[2]
@@ -70,8 +70,9 @@ def whole(white: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def test_actors_make_one_cache_though_one_is_killed(
-    white: Dataset, whole: dict[str, bytes], tmp_path: Path
+    white: Dataset, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(PARENT, "yes")  # of the process that computes: the actor
     prepare(tmp_path / "c", white)
     said = _run("kill", white, tmp_path, deaths=1)
     assert said == {"committed": 10, "images": 40, "sealed": True}
