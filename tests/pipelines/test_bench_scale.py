@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
 from pipelines.bench.record import Record
 from pipelines.bench.scale import QUICK, main
 
 
-def test_a_trial_keeps_every_bar_and_figure(tmp_path: Path) -> None:
+def test_a_trial_keeps_every_bar_and_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of the other tests, too
     main(["--quick", "--out", str(tmp_path)])
     text = (tmp_path / "scale.json").read_text()
     record = Record.model_validate(json.loads(text))
