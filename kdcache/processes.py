@@ -10,12 +10,18 @@ from contextlib import contextmanager
 PARENT_CHECK_S = 1.0
 
 
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, however the parent ended."""
+def end_with(parent: int, *, patience_s: float = 0.0) -> None:
+    """End this process soon after its parent, however the parent ended.
+
+    patience_s: how long it may take to end in order, after a SIGTERM.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK_S)
+        if patience_s:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(patience_s)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -254,9 +254,15 @@ class Cache:
         started: time.monotonic() at which the span's work began.
 
         Raises:
+            CorruptError: the cache has lost its root document.
             UsageError: the disk is full or read-only.
             MismatchError: another process committed the span with other targets.
         """
+        if not self.folder.exists(ROOT):
+            raise CorruptError(
+                f"{self.path / ROOT}: missing, the cache was deleted meanwhile; delete what is "
+                f"left of it, or {REPAIR} --from a sound copy"
+            )
         views = self.grid.views(span)
         data, tiles = self._encode(fields, len(views))
         blocks = np.zeros((len(views), self.grid.blocks), "<u8")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,8 +219,8 @@ def precompute(
             run = partial(run_processes, together, devices_for(device, processes), spans=chosen)
         else:
             run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
-    seal = run_visibly(store, chosen, run, as_json=as_json)
-    _give_computed(store, seal, num_spans=len(chosen), as_json=as_json)
+    seal, num_spans = run_visibly(store, chosen, run, as_json=as_json)
+    _give_computed(store, seal, num_spans=num_spans, as_json=as_json)
 
 
 def _choose(
@@ -275,6 +276,8 @@ def check_engine(
         raise UsageError("--address: is of a Ray cluster; add --engine ray")
     if processes is not None and engine is Engine.inline:
         raise UsageError("--processes: add --engine processes, or --engine ray")
+    if engine is Engine.ray and find_spec("ray") is None:
+        raise UsageError("--engine ray: Ray is not installed; pip install kdcache[ray]")
     if device != "auto" and engine is Engine.ray:
         raise UsageError("--device: Ray gives each actor its GPU; leave this out")
 

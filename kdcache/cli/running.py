@@ -41,27 +41,28 @@ def run_visibly(
     run: "Callable[..., Seal]",
     *,
     as_json: bool,
-) -> "Seal":
-    """Compute spans of a cache, showing progress.
+) -> "tuple[Seal, int]":
+    """Compute spans of a cache, showing progress; return its totals and how many spans were stored.
 
     run: does so, given what to tell of images that are done (progress), and of spans (committed).
     Ctrl-C and SIGTERM end the command: spans that are being written are finished, others are not.
     """
     images = sum(int(store.rows[span.tar]) for span in spans)
-    written = 0
+    written = num_spans = 0
 
     def rates(done: int, seconds: float) -> str:
         rate, views = done / seconds, store.grid.span_views
         return f"images, {rate:.1f} images/s, {rate * views:.0f} views/s, {human_bytes(written)}"
 
     def count(commit: "Commit") -> None:
-        nonlocal written
+        nonlocal written, num_spans
         written += commit.size_bytes
+        num_spans += 1
 
     with progress_bar("precompute", images, rates=rates) as advance:
         try:
             with terminable():
-                return run(progress=advance, committed=count)
+                return run(progress=advance, committed=count), num_spans
         except KeyboardInterrupt as end:
             left = len(set(spans) & set(store.missing()))
             stored = f"{len(spans) - left} spans more are stored"

@@ -44,7 +44,8 @@ def run_inline(
     Spans that another process is working on are left to it, and waited for when nothing else is
     left: several such processes share the work. A span that cannot be computed is quarantined, and
     left out until a run retries those: it takes them out of quarantine first. progress is called
-    after each block with the number of images done, begun before each span, committed after it.
+    after each block with the number of images done, begun before each span, as soon
+    as this process works on it, committed after it.
 
     Raises:
         DataError, UsageError: spans are quarantined; the others are committed.
@@ -159,6 +160,8 @@ class _Claims:
                 continue
             if not (folder.exists(span.commit_name) or is_quarantined(folder, span)):
                 self._heartbeat.begin(span)
+                if not self._job.num_workers:  # it is rendered at once, and here
+                    self._begun(span)
                 yield span
                 continue
             self._locks.free(span.lock)

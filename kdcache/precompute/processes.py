@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -97,8 +97,10 @@ def run_processes(
 ) -> Seal:
     """Compute spans in one process a device; seal a complete cache.
 
-    A process that dies is started again; a span over which two died is quarantined. progress and
-    committed are told of each span that anybody commits meanwhile.
+    A process that dies is started again, and turns to the span that it died at when all others are
+    done: if that one kills it once more, it is quarantined. If a process died because one that
+    renders for it did, it renders for itself from then on, so that the span is known the next time.
+    progress and committed are told of each span that anybody commits meanwhile.
 
     Raises:
         DataError, UsageError: spans are quarantined or processes keep dying; the others are
@@ -111,13 +113,15 @@ def run_processes(
 
     if not spans:
         return conclude(open_cache(spec.cache), spans, [])
-    watch = Watch(open_cache(spec.cache), spans, report)
+    watch = Watch(open_cache(spec.cache), spans, report, processes=len(devices))
     errors: list[KdcacheError] = []
 
-    def start(number: int) -> _Worker:
+    def start(number: int, *, num_workers: int = spec.num_workers) -> _Worker:
         context = multiprocessing.get_context("spawn")
         news, given = context.Pipe(duplex=False)
-        arguments = (spec, devices[number], number, len(devices), tuple(spans), given)
+        order = watch.suspects_last(own_first(spans, number, len(devices)))
+        own = replace(spec, num_workers=num_workers)
+        arguments = (own, devices[number], len(devices), tuple(order), given)
         process = context.Process(target=_work, args=arguments, name=f"kdcache {number}")
         process.start()
         given.close()
@@ -136,8 +140,11 @@ def run_processes(
                 worker.process.join()
                 watch.look()
                 if isinstance(outcome := worker.outcome, WorkerDiedError):
-                    watch.died(worker.span, outcome)
-                    workers.append(start(worker.number))
+                    renderer = worker.has_said
+                    watch.died(None if renderer else worker.span, outcome)
+                    workers.append(
+                        start(worker.number, num_workers=0) if renderer else start(worker.number)
+                    )
                 elif outcome is not None:
                     errors.append(outcome)
             watch.look()
@@ -149,9 +156,15 @@ class Watch:
     """What the store says of a job, and the deaths of its processes."""
 
     def __init__(
-        self, cache: Cache, spans: Sequence[Span], report: Callable[[Commit], None]
+        self,
+        cache: Cache,
+        spans: Sequence[Span],
+        report: Callable[[Commit], None],
+        *,
+        processes: int = 1,
     ) -> None:
         self.cache = cache
+        self._limit = max(DEATHS, 2 * processes)  # all of them may die of one cause
         self._left, self._report = set(spans), report
         self._strikes: Counter[Span] = Counter()
         self._deaths = 0
@@ -180,11 +193,15 @@ class Watch:
             if self._strikes[span] == STRIKES:
                 quarantine(self.cache.folder, span, error)
                 self._deaths = 0
-        if self._deaths == DEATHS:
+        if self._deaths == self._limit:
             raise UsageError(
-                f"{self.cache.path}: {DEATHS} processes in a row died and committed nothing, the "
-                f"last: {error}"
+                f"{self.cache.path}: {self._limit} processes in a row died and committed nothing, "
+                f"the last: {error}"
             )
+
+    def suspects_last(self, spans: Sequence[Span]) -> list[Span]:
+        """Return the spans, those that a process died at behind all others."""
+        return sorted(spans, key=lambda span: span in self._strikes)  # sorting keeps the order
 
 
 @contextmanager
@@ -204,25 +221,30 @@ def _ended(workers: list[_Worker]) -> Iterator[None]:
 def _work(
     spec: JobSpec,
     device: str,
-    number: int,
     count: int,
     spans: tuple[Span, ...],
     news: Connection,
 ) -> None:
-    """Compute spans in a process of its own, its part of them first.
+    """Compute spans in a process of its own, in order.
 
     Sends each span that it begins, and in the end why it failed, or None.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
-    end_with(os.getppid())
+    end_with(os.getppid(), patience_s=STOP_S)
+    os.dup2(2, 1)  # what models print is no result
+
+    def tell(what: Span | KdcacheError | None) -> None:
+        with suppress(OSError):  # the parent has gone, and this process follows
+            news.send(what)
+
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:
         with terminable():
-            run_inline(spec.open(device), own_first(spans, number, count), begun=news.send)
+            run_inline(spec.open(device), spans, begun=tell)
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGTERM) from None
     except KdcacheError as error:
-        news.send(error)
+        tell(error)
     else:
-        news.send(None)
+        tell(None)

@@ -7,6 +7,7 @@ everywhere, on a file system with locks that all machines see. This process only
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ from kdcache.precompute.engines import conclude, own_first
 from kdcache.precompute.jobs import JobSpec
 from kdcache.precompute.processes import LOOK_S, STOP_S, Watch, devices_for, run_processes
 from kdcache.precompute.span import Report
+from kdcache.processes import terminable
+
+ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def run_ray(
                 errors.append(outcome)
         watch.look()
 
-    with _cluster(options.address) as ray:
+    with _cluster(options.address) as ray, terminable():  # Ray has a way of its own
         crew = _Crew(ray, spec, tuple(spans), options.most)
         while not watch.is_over() and (crew.grow() or not crew.is_idle):
             listen(crew)
@@ -96,6 +100,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UsageError("--engine ray: Ray is not installed; pip install kdcache[ray]") from error
+    if address is not None and ":" in address:
+        _check_answers(address)
     here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(
@@ -109,10 +115,28 @@ def _cluster(address: str | None) -> Iterator[Any]:
             f"--address {address or 'local'}: no Ray cluster: {str(error).splitlines()[0]}; start "
             "one with ray start --head, or leave --address out"
         ) from error
+    except SystemExit as end:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt(signal.SIGTERM) from end
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Check that something listens at HOST:PORT; Ray itself asks for minutes.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"--address {address}: no Ray cluster: {error}; start one with ray start --head, or "
+            "leave --address out"
+        ) from error
 
 
 @dataclass(eq=False)

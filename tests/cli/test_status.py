@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -233,11 +232,14 @@ def test_ctrl_c_ends_watching_in_order(
     if shown == "terminal":
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    main = threading.main_thread().ident or 0
-    timer = threading.Timer(1.3, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
+    pauses = iter([0.5, 0.5])
+
+    def sleep(seconds: float) -> None:
+        if next(pauses, None) != seconds:
+            raise KeyboardInterrupt  # as Ctrl-C does, in the third pause
+
+    monkeypatch.setattr("kdcache.cli.status.time.sleep", sleep)
     outcome = kdcache("status", begun, "--watch", "0.5")
-    timer.join()
     assert (outcome.code, outcome.stderr) == (0, "")
     assert outcome.stdout.count("62.5%") >= 2
     drawn_over = "\x1b[1A" in outcome.stdout

@@ -7,17 +7,21 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from torch import Tensor, nn
 
+from kdcache.data.blocks import BlockSource
 from kdcache.data.dataset import Dataset
 from kdcache.models.teacher import TeacherSpec
 from kdcache.precompute.jobs import JobSpec
 from tests import tiny
 
 DEATHS = "KDCACHE_TEST_DEATHS"  # a file that gets a line for each, and how many there are to be
+ALWAYS = "KDCACHE_TEST_ALWAYS"  # set: at every image
+RENDERING = "KDCACHE_TEST_RENDERING"  # the tar at which the process that renders dies
 PARENT = "KDCACHE_TEST_PARENT"  # set: it is the process' parent that dies
 SLOW = "KDCACHE_TEST_SLOW"  # a file that gets a line for each batch, which then takes 0.2 s
 TEACHER = TeacherSpec(f"{__name__}:fatal_teacher", None, preprocessing=tiny.PLAIN)
@@ -29,7 +33,8 @@ class _Fatal(tiny.Exact):
             tiny.append_line(Path(os.environ[SLOW]), str(os.getpid()))
             time.sleep(0.2)
         name, _, most = os.environ.get(DEATHS, "").rpartition(":")
-        if name and (images_N3HW.flatten(1) > 0.999).all(1).any():
+        white = (images_N3HW.flatten(1) > 0.999).all(1).any()
+        if name and (white or (ALWAYS in os.environ and len(images_N3HW) > 1)):
             deaths = Path(name)
             if not deaths.exists() or len(deaths.read_text().splitlines()) < int(most):
                 tiny.append_line(deaths, str(os.getpid()))
@@ -39,7 +44,18 @@ class _Fatal(tiny.Exact):
 
 def fatal_teacher(num_classes: int = tiny.NUM_CLASSES) -> nn.Module:
     """Return the teacher of `tests.tiny:linear_teacher`, which dies."""
+    if RENDERING in os.environ:
+        BlockSource.render = _dying(BlockSource.render)  # type: ignore[method-assign]
     return _Fatal(num_classes, seed=0)
+
+
+def _dying(render: Any) -> Any:
+    def render_or_die(source: BlockSource, tar: int, *args: Any, **options: Any) -> Any:
+        if tar == int(os.environ.get(RENDERING, "-1")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return render(source, tar, *args, **options)
+
+    return render_or_die
 
 
 def make_white(root: Path) -> Dataset:

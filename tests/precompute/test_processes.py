@@ -14,7 +14,7 @@ from kdcache.errors import MismatchError, UsageError
 from kdcache.precompute.engines import own_first, run_inline
 from kdcache.precompute.processes import STRIKES, devices_for, run_processes
 from tests import tiny
-from tests.precompute.fatal import die, make_white, prepare
+from tests.precompute.fatal import ALWAYS, RENDERING, die, make_white, prepare
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,33 @@ def test_a_span_that_kills_its_processes_is_set_aside(
     monkeypatch.undo()
     run_inline(spec.open("cpu"), retry_quarantined=True)
     assert tiny.tree(spec.cache) == whole
+
+
+@pytest.mark.slow
+def test_what_kills_renderers_is_found_and_set_aside(
+    white: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is rendered ahead of others, which are not to blame."""
+    spec = prepare(tmp_path / "c", white, num_workers=1)
+    monkeypatch.setenv(RENDERING, "1")
+    cache = open_cache(spec.cache)
+    with pytest.raises(UsageError, match=r"2 are quarantined"):
+        run_processes(spec, ["cpu"], spans=cache.missing())
+    assert cache.missing() == list(quarantined(cache.folder)) == cache.grid.spans_of(1)
+
+
+@pytest.mark.slow
+def test_processes_that_always_die_end_the_job_and_set_nothing_aside(
+    white: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = prepare(tmp_path / "c", white)
+    die(monkeypatch, tmp_path / "deaths", 1000)
+    monkeypatch.setenv(ALWAYS, "yes")
+    cache = open_cache(spec.cache)
+    with pytest.raises(UsageError, match="5 processes in a row died and committed nothing"):
+        run_processes(spec, ["cpu"], spans=cache.missing())
+    assert len(cache.missing()) == 10
+    assert quarantined(cache.folder) == {}
 
 
 def test_a_process_takes_part_with_the_cache_s_own_data_and_teacher_alone(
