@@ -31,12 +31,20 @@ def end_with(parent: int, *, patience_s: float = 0.0) -> None:
 def terminable() -> Iterator[None]:
     """Make SIGTERM, as sent before pre-emption, an interrupt: KeyboardInterrupt(15), once."""
 
+    terminated = False
+
     def interrupt(number: int, _: object) -> None:
+        nonlocal terminated
+        terminated = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt as end:
+        if terminated and not end.args:  # it came through code that raised it anew
+            raise KeyboardInterrupt(signal.SIGTERM) from end
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

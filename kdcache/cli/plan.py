@@ -227,6 +227,7 @@ def _job(found: "Plan", wishes: "Wishes", unit: str) -> str:
     workers += " each" if wishes.num_devices > 1 else ""
     rendering = workers if wishes.num_workers else "rendering in turn"
     limits = {"teacher": "the teacher", "rendering": "rendering", "cores": "the cores"}
+    limits["spans"] = "its few spans: fewer --span-views or images of a tar make more"
     return (
         f"{_number(found.teacher_hours)} {unit}-hours of the teacher; {_wall(found.wall_hours)} on "
         f"{devices} with {rendering}, {_number(found.views_per_s)} views/s, limited by "

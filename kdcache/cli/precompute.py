@@ -201,11 +201,12 @@ def precompute(
         other_classes=other_classes,
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
+    devices = devices_for(device, processes) if engine is Engine.processes else []
     # What skips bad images tries again where one was the cause.
     chosen = _choose(store, part, retry=retry_quarantined or skip_bad, as_json=as_json)
     say(
         f"cache {store.info.id[:12]}: {len(chosen)} spans of {store.grid.span_views} views to do "
-        f"on {network.device if inline else engine.value}",
+        f"on {network.device if inline else ', '.join(devices) or engine.value}",
         as_json=as_json,
     )
     if inline:
@@ -216,7 +217,7 @@ def precompute(
             data.absolute(), cache.absolute(), spec.absolute(), batch_size, skip_bad, workers
         )
         if engine is Engine.processes:
-            run = partial(run_processes, together, devices_for(device, processes), spans=chosen)
+            run = partial(run_processes, together, devices, spans=chosen)
         else:
             run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
     seal, num_spans = run_visibly(store, chosen, run, as_json=as_json)
@@ -253,10 +254,16 @@ def _give_computed(store: "Cache", seal: "Seal", *, num_spans: int, as_json: boo
         "rows_unusable": unusable,
         "fidelity": seal.fidelity.summary(),
     }
-    images = store.info.dataset["num_samples"]
+    images, absent = store.info.dataset["num_samples"], len(store.missing())
+    value["spans_missing"] = absent
     lines = {
         "cache": f"{store.path} ({store.info.id[:12]})",
-        "computed": f"{num_spans} spans; {seal.views} views of {images} images stored",
+        "computed": f"{num_spans} spans; "
+        + (
+            f"{absent} spans are missing, left to other slices"
+            if absent
+            else f"{seal.views} views of {images} images stored"
+        ),
         "size": human_bytes(seal.size_bytes),
     }
     if unusable:
@@ -277,7 +284,7 @@ def check_engine(
     if processes is not None and engine is Engine.inline:
         raise UsageError("--processes: add --engine processes, or --engine ray")
     if engine is Engine.ray and find_spec("ray") is None:
-        raise UsageError("--engine ray: Ray is not installed; pip install kdcache[ray]")
+        raise UsageError("--engine ray: Ray is not installed; make ray, or pip install ray")
     if device != "auto" and engine is Engine.ray:
         raise UsageError("--device: Ray gives each actor its GPU; leave this out")
 

@@ -47,19 +47,24 @@ def run_visibly(
     run: does so, given what to tell of images that are done (progress), and of spans (committed).
     Ctrl-C and SIGTERM end the command: spans that are being written are finished, others are not.
     """
-    images = sum(int(store.rows[span.tar]) for span in spans)
+    of_span = store.grid.span_views
+    views = of_span * sum(int(store.rows[span.tar]) for span in spans)
     written = num_spans = 0
 
     def rates(done: int, seconds: float) -> str:
-        rate, views = done / seconds, store.grid.span_views
-        return f"images, {rate:.1f} images/s, {rate * views:.0f} views/s, {human_bytes(written)}"
+        size = f", {human_bytes(written)} stored" if written else ""
+        return f"views, {done / seconds:.1f} views/s{size}"
 
     def count(commit: "Commit") -> None:
         nonlocal written, num_spans
         written += commit.size_bytes
         num_spans += 1
 
-    with progress_bar("precompute", images, rates=rates) as advance:
+    with progress_bar("precompute", views, rates=rates) as advance_views:
+
+        def advance(images: int) -> None:
+            advance_views(images * of_span)
+
         try:
             with terminable():
                 return run(progress=advance, committed=count), num_spans

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdcache.cache.status import Status
     from kdcache.cache.writers import Writer
 
+DESERTED_S = 120.0
 SHOWN = 5  # quarantined spans with their errors
 
 
@@ -31,7 +32,7 @@ def status(
         typer.Option(
             min=0.5,
             metavar="SECONDS",
-            help="Look again so often, until nothing more will come or Ctrl-C.",
+            help="Look again so often, until nobody works on it any more, or Ctrl-C.",
         ),
     ] = None,
     as_json: Json = False,
@@ -70,7 +71,9 @@ def _watch(cache: Path, seconds: float) -> None:
     try:
         if not console.is_interactive:
             for seen in _looks(cache, seconds):
-                say(table(_lines(cache, seen)) if seen.is_over else _line(seen), as_json=False)
+                if not seen.is_over:
+                    say(_line(seen), as_json=False)
+            say(table(_lines(cache, seen)), as_json=False)
             return
         with Live(console=console, auto_refresh=False) as live:
             for seen in _looks(cache, seconds):
@@ -80,8 +83,14 @@ def _watch(cache: Path, seconds: float) -> None:
 
 
 def _looks(cache: Path, seconds: float) -> "Iterator[Status]":
+    """Yield what is seen until all is there, or nobody has been at work for two minutes."""
+    alive_at = time.monotonic()
     while not (seen := _read(cache)).is_over:
         yield seen
+        if seen.alive:
+            alive_at = time.monotonic()
+        elif time.monotonic() - alive_at > DESERTED_S:
+            return
         time.sleep(seconds)
     yield seen
 

@@ -96,10 +96,14 @@ def _cluster(address: str | None) -> Iterator[Any]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # An actor's process ends by itself, and in order, when the actor does.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "false")
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray: Ray is not installed; pip install kdcache[ray]") from error
+        raise UsageError(
+            "--engine ray: Ray is not installed; make ray, or pip install ray"
+        ) from error
     if address is not None and ":" in address:
         _check_answers(address)
     here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}

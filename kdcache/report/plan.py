@@ -16,7 +16,7 @@ ROW_BYTES = 16  # of a cache, once an image: its uid and content digest
 GB = 1e9
 HOUR_S = 3600.0
 
-Limit = Literal["teacher", "rendering", "cores"]
+Limit = Literal["teacher", "rendering", "cores", "spans"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Plan:
 
     storage_bytes: of the whole cache. teacher_hours: of devices at work on the teacher;
     device_hours: from the job's start to its end, idle time included. wall_hours: of the job.
-    limited_by: what it waits for; cores: those that teacher and rendering share. views_per_s: of
+    limited_by: what it waits for; cores: those that teacher and rendering share; spans:
+    there are fewer than devices. views_per_s: of
     all devices. read_bytes: of an image and its target; read_mb_per_s: at the student's speed, or
     at 1,000 images a second. precompute_cost, storage_cost: once. online_hours, online_cost: of the
     teacher in one student run. student_hours: of a run without its teacher, if known. break_even:
@@ -206,7 +207,7 @@ def make_plan(costs: ViewCosts, wishes: Wishes) -> Plan:
         teacher_hours=total * costs.teacher_s / HOUR_S,
         device_hours=device_hours,
         wall_hours=wall_s / HOUR_S,
-        limited_by=limit,
+        limited_by=limit if spans >= wishes.num_devices else "spans",
         views_per_s=total / wall_s,
         read_bytes=read_bytes,
         read_mb_per_s=(1000 if speed is None else speed) * read_bytes / 1e6,

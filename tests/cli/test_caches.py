@@ -66,6 +66,7 @@ def test_the_command_fills_the_cache_that_the_library_fills(
         "id": cache.info.id,
         "path": str(tmp_path / "cache"),
         "spans_computed": 6,
+        "spans_missing": 0,
         "views": 4,
         "size_bytes": totals.size_bytes,
         "rows_unusable": 0,

@@ -225,6 +225,15 @@ def test_watching_ends_when_only_quarantined_spans_are_left(
     assert _table(kdcache("status", begun, "--watch", "60"))["quarantined"].startswith("3 spans")
 
 
+def test_watching_ends_when_nobody_has_worked_for_long(
+    kdcache: Run, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdcache.cli.status.DESERTED_S", 0.6)
+    outcome = kdcache("status", begun, "--watch", "0.5")
+    assert outcome.code == 0
+    assert "0 writers" in outcome.stdout
+
+
 @pytest.mark.parametrize("shown", ["terminal", "log"])
 def test_ctrl_c_ends_watching_in_order(
     kdcache: Run, begun: Path, monkeypatch: pytest.MonkeyPatch, shown: str

@@ -6,8 +6,10 @@ Ray listens on all interfaces: these tests run in a network namespace of their o
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.precompute.engines import run_inline
 from tests import tiny
-from tests.precompute.fatal import DEATHS, PARENT, SLOW, make_white, prepare
+from tests.cli.making import write_recipe
+from tests.precompute.fatal import DEATHS, PARENT, SLOW, TEACHER, make_white, prepare
 
 ISOLATED = ("unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
 ROOT = Path(__file__).parents[2]
@@ -98,3 +101,40 @@ def test_a_span_that_kills_its_actors_is_set_aside(white: Dataset, tmp_path: Pat
     cache = open_cache(tmp_path / "c")
     assert set(quarantined(cache.folder)) == set(cache.missing())
     assert len({span.tar for span in cache.missing()}) == 1
+
+
+def test_sigterm_ends_the_job_in_order_within_seconds(
+    white: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = prepare(tmp_path / "c", white)
+    recipe = write_recipe(tmp_path / "recipe.toml", open_cache(spec.cache).info.recipe)
+    monkeypatch.setenv(SLOW, str(tmp_path / "batches"))
+    options = {
+        "--data": white.root,
+        "--teacher": TEACHER.spec,
+        "--mean": "0,0,0",
+        "--std": "1,1,1",
+        "--recipe": recipe,
+        "--views": 4,
+        "--cache": spec.cache,
+        "--engine": "ray",
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    job = subprocess.Popen(
+        [*ISOLATED, str(Path(sys.executable).parent / "kdcache"), "precompute", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    commits = spec.cache / "commits"
+    for _ in range(1200):
+        if commits.is_dir() and any(commits.iterdir()):
+            break
+        time.sleep(0.1)
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=10)
+    assert (job.returncode, "stopped; " in said) == (143, True)
+    deadline = time.monotonic() + 10
+    while (spec.cache / "writers").exists():
+        assert time.monotonic() < deadline, "its processes did not end in order"
+        time.sleep(0.1)
