@@ -19,13 +19,27 @@ from kdcache.precompute.ray_engine import RayOptions, run_ray
 from tests.precompute.fatal import SLOW, TEACHER
 
 
+def _listeners() -> set[str]:
+    """Return the addresses at which anything of this network listens, as /proc has them."""
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {words[1].partition(":")[0] for words in lines if words[3] == "0A"}
+
+
 def _kill(spec: JobSpec) -> dict[str, Any]:
-    cache, done, images = open_cache(spec.cache), [], []
-    run_ray(
-        spec, RayOptions(), spans=cache.missing(), progress=images.append, committed=done.append
-    )
+    cache, done, images, heard = open_cache(spec.cache), [], [], set[str]()
+
+    def note(commit: Commit) -> None:
+        done.append(commit)
+        heard.update(_listeners())
+
+    run_ray(spec, RayOptions(), spans=cache.missing(), progress=images.append, committed=note)
     sealed = cache.valid_seal() is not None
-    return {"committed": len(done), "images": sum(images), "sealed": sealed}
+    found = {"committed": len(done), "images": sum(images), "sealed": sealed}
+    return {**found, "listeners": sorted(heard)}
 
 
 def _poison(spec: JobSpec) -> dict[str, Any]:

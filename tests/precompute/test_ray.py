@@ -1,6 +1,6 @@
 """Claims about the Ray engine, on a real Ray: one cache, whatever actor or machine dies.
 
-Ray listens on all interfaces: these tests run in a network namespace of their own, as root.
+These tests run in a network namespace of their own, as root, where they see who listens.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ from tests.cli.making import write_recipe
 from tests.precompute.fatal import DEATHS, PARENT, SLOW, TEACHER, make_white, prepare
 
 ISOLATED = ("unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,6 +79,10 @@ def test_actors_make_one_cache_though_one_is_killed(
     monkeypatch.setenv(PARENT, "yes")  # of the process that computes: the actor
     prepare(tmp_path / "c", white)
     said = _run("kill", white, tmp_path, deaths=1)
+    listeners = said.pop("listeners")
+    assert isinstance(listeners, list)
+    assert listeners
+    assert set(listeners) <= LOOPBACK
     assert said == {"committed": 10, "images": 40, "sealed": True}
     assert len((tmp_path / "deaths").read_text().splitlines()) == 1
     assert tiny.tree(tmp_path / "c") == whole
