@@ -73,6 +73,12 @@ def whole(white: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return tiny.tree(spec.cache)
 
 
+def _stored(path: Path) -> dict[str, bytes]:
+    """Return the files of a cache, but for the last words of writers that were killed."""
+    files = tiny.tree(path).items()
+    return {name: data for name, data in files if not name.startswith("writers/")}
+
+
 def test_actors_make_one_cache_though_one_is_killed(
     white: Dataset, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +91,7 @@ def test_actors_make_one_cache_though_one_is_killed(
     assert set(listeners) <= LOOPBACK
     assert said == {"committed": 10, "images": 40, "sealed": True}
     assert len((tmp_path / "deaths").read_text().splitlines()) == 1
-    assert tiny.tree(tmp_path / "c") == whole
+    assert _stored(tmp_path / "c") == whole
 
 
 def test_machines_join_and_disappear(
@@ -96,7 +102,7 @@ def test_machines_join_and_disappear(
     said = _run("machines", white, tmp_path)
     assert (said["committed"], said["sealed"]) == (10, True)
     assert int(str(said["processes"])) >= 2
-    assert tiny.tree(tmp_path / "c") == whole
+    assert _stored(tmp_path / "c") == whole
 
 
 def test_a_span_that_kills_its_actors_is_set_aside(white: Dataset, tmp_path: Path) -> None:
