@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from kdcache.errors import CorruptError, DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
 
-TILES_KEPT = 32
+TILES_KEPT = 64  # more than lanes and views of a load at once need
+
+# What a view's target is: what the teacher saw there; the first view's; another view's.
+Pairing = Literal["replayed", "fixed", "independent"]
 
 
 class Request(NamedTuple):
@@ -49,7 +52,7 @@ class StreamedBlock:
 
 @dataclass(frozen=True, eq=False)
 class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
-    """Blocks by request. targets: where targets are read from; fixed: all views take view 0's.
+    """Blocks by request. targets: where targets are read from, if any; pairing: which.
 
     known_bad: rows without targets in some view, by tar; they are not handed over.
     ring: where pixels are written.
@@ -57,7 +60,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
 
     source: BlockSource
     targets: Cache | None
-    fixed: bool
+    pairing: Pairing = "replayed"
     known_bad: dict[int, frozenset[int]] = field(default_factory=dict)
     ring: Ring | None = None
 
@@ -112,7 +115,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
         if rendered.problems:
             row, problem = min(rendered.problems.items())
             raise DataError(f"{self.source.where(block.tar, block.start + row)}: {problem}")
-        if request.prove and self.targets is not None and not self.fixed:
+        if request.prove and self.targets is not None and self.pairing == "replayed":
             for view, witness in zip(views, rendered.witnesses().tolist(), strict=True):
                 self._prove(self.targets, block, view, witness)
         return rendered.params
@@ -120,7 +123,8 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
     def _tile(self, tar: int, view: int) -> Tile | None:
         if self.targets is None:
             return None
-        return _read_tile(self.targets, tar, 0 if self.fixed else view)
+        stored = 0 if self.pairing == "fixed" else view % self.targets.grid.num_views
+        return _read_tile(self.targets, tar, stored)
 
     def _fields(
         self, cache: Cache, request: Request, tiles: Sequence[Tile | None]
@@ -140,7 +144,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
 
     def _skip(self, tar: int, tile: Tile | None) -> frozenset[int]:
         """Return the rows not to be rendered: those the teacher did not see in this view."""
-        if tile is None or self.fixed:
+        if tile is None or self.pairing != "replayed":
             return self.known_bad.get(tar, frozenset())
         return frozenset(np.flatnonzero(~tile.usable).tolist())
 

@@ -1,6 +1,6 @@
-"""Streams by what the student learns from: replayed views, one target per image, or labels."""
+"""Streams by what the student learns from: replayed views, others' targets, or none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,27 +8,34 @@ from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource, dataset_source, matched_source
 from kdcache.data.dataset import Dataset
 from kdcache.errors import IncompleteError, UsageError
+from kdcache.identity import content_digest
 from kdcache.recipe.schema import Recipe
-from kdcache.replay.blocks import BlockRenderer
+from kdcache.replay.blocks import BlockRenderer, Pairing
 from kdcache.replay.order import Extent
 from kdcache.replay.stream import ReplayStream, StreamOptions
 
 
-def replay_stream(cache: Cache, dataset: Dataset, options: StreamOptions) -> ReplayStream:
+def replay_stream(
+    cache: Cache,
+    dataset: Dataset,
+    options: StreamOptions,
+    *,
+    supply: Callable[[tuple[int, ...]], None] | None = None,
+) -> ReplayStream:
     """Return the views that a cache's teacher saw, with their targets.
 
-    dataset: the samples of the cache, in the same tars or others.
+    dataset: the samples of the cache, in the same tars or others. supply: computes views that are
+    missing, and is given the views of each load before they are read; None asks for all of them.
 
     Raises:
         MismatchError: the dataset lacks samples of the cache, or holds other images.
         IncompleteError: views that the epochs need are not computed.
     """
     source = cache_source(cache, dataset, cache.info.recipe)
+    if supply is None:
+        _check_views(cache, _wanted(cache, options))
     num_views = cache.grid.num_views
-    epochs = range(min(options.num_epochs, num_views))
-    wanted = {(options.first_view + epoch) % num_views for epoch in epochs}
-    _check_views(cache, wanted)
-    return _stream(source, options, num_views=num_views, targets=cache)
+    return _stream(source, options, num_views=num_views, targets=cache, before=supply)
 
 
 def fixed_stream(
@@ -37,16 +44,46 @@ def fixed_stream(
     """Return fresh views of a recipe, each with its sample's one target: view 0 of the cache.
 
     Raises:
-        UsageError: the recipe mixes images, for which one target per image says nothing.
+        UsageError: the cache or the recipe mixes images; one target per image says nothing of them.
         MismatchError, IncompleteError: as replay_stream.
     """
-    if recipe.mix is not None:
-        raise UsageError(
-            "a fixed teacher has no targets for mixed images; leave [mix] out of the recipe"
-        )
+    for mixing in (cache.info.recipe, recipe):
+        _check_unmixed(mixing, "a fixed teacher")
     _check_views(cache, {0})
     source = cache_source(cache, dataset, recipe)
-    return _stream(source, options, num_views=None, targets=cache, fixed=True)
+    return _stream(source, options, num_views=None, targets=cache, pairing="fixed")
+
+
+def independent_stream(
+    cache: Cache, dataset: Dataset, options: StreamOptions, *, recipe: Recipe | None = None
+) -> ReplayStream:
+    """Return fresh views, each with the target of another view of its sample.
+
+    The paper's "independent noise": teacher and student see the same image, but each its own crop.
+    recipe: of the student's views; None takes the cache's. Where its seed is the cache's, another
+    is derived from it, since equal seeds are equal views.
+
+    Raises:
+        UsageError: the cache or the recipe mixes images.
+        MismatchError, IncompleteError: as replay_stream.
+
+    Source: Beyer et al. 2022, section 3.2, arXiv:2106.05237.
+    """
+    own = cache.info.recipe if recipe is None else recipe
+    for mixing in (cache.info.recipe, own):
+        _check_unmixed(mixing, "independent noise")
+    if own.seed == cache.info.recipe.seed:
+        own = own.model_copy(
+            update={"seed": content_digest(f"independent {own.seed}".encode()) >> 1}
+        )
+    _check_views(cache, _wanted(cache, options))
+    source = cache_source(cache, dataset, own)
+    return _stream(source, options, num_views=None, targets=cache, pairing="independent")
+
+
+def fresh_stream(dataset: Dataset, options: StreamOptions, *, recipe: Recipe) -> ReplayStream:
+    """Return fresh views of a recipe without targets, for a teacher who looks at them himself."""
+    return _stream(dataset_source(dataset, recipe), options, num_views=None, targets=None)
 
 
 def label_stream(
@@ -88,6 +125,20 @@ def cache_source(cache: Cache, dataset: Dataset, recipe: Recipe) -> BlockSource:
     )
 
 
+def _check_unmixed(recipe: Recipe, what: str) -> None:
+    if recipe.mix is not None:
+        raise UsageError(
+            f"{what} has no targets for mixed images; take a recipe without [mix], for the cache "
+            "and for the student"
+        )
+
+
+def _wanted(cache: Cache, options: StreamOptions) -> set[int]:
+    num_views = cache.grid.num_views
+    epochs = range(min(options.num_epochs, num_views))
+    return {(options.first_view + epoch) % num_views for epoch in epochs}
+
+
 def _check_views(cache: Cache, views: set[int]) -> None:
     runs = {view // cache.grid.span_views for view in views}
     absent = [span for span in cache.missing() if span.run in runs]
@@ -109,8 +160,9 @@ def _stream(
     *,
     num_views: int | None,
     targets: Cache | None,
-    fixed: bool = False,
+    pairing: Pairing = "replayed",
     known_bad: dict[int, frozenset[int]] | None = None,
+    before: Callable[[tuple[int, ...]], None] | None = None,
 ) -> ReplayStream:
     bad = known_bad or {}
     if targets is not None:
@@ -119,5 +171,5 @@ def _stream(
     for tar, rows in bad.items():
         usable[source.starts[tar] + np.array(sorted(rows), np.int64)] = False
     extent = Extent(source.starts, source.uids, usable, source.recipe.block)
-    renderer = BlockRenderer(source, targets, fixed, bad)
-    return ReplayStream(renderer, options, num_views=num_views, extent=extent)
+    renderer = BlockRenderer(source, targets, pairing, bad)
+    return ReplayStream(renderer, options, num_views=num_views, extent=extent, before=before)

@@ -1,9 +1,10 @@
-"""(seed, epoch, rank, world) to the order of views; pure.
+"""(seed, epoch, lanes) to the order of views, of which each rank hands over its lanes; pure.
 
-Tars are shuffled, then the blocks of each tar; ranks take equal shares of the rows in that order,
-so that two ranks render at most one block both; each view is then delayed by a random share of a
-window of blocks. The order does not know of worker processes. All ranks get the same number of
-batches, in all epochs; the views left over differ from epoch to epoch.
+Tars are shuffled, then the blocks of each tar; lanes are equal shares of the rows in that order, so
+that two lanes have at most one block in common. Within a lane each view is delayed by a random
+share of a window of blocks. A step takes equally many views of each lane, and each rank has equally
+many lanes: so a step's views do not depend on the number of ranks, nor on worker processes. All
+epochs have the same number of batches; the views left over differ from epoch to epoch.
 """
 
 from collections.abc import Sequence
@@ -63,9 +64,9 @@ class Extent:
 class EpochOrder:
     """One rank's share of an epoch.
 
-    blocks: of all ranks, in the order they are rendered. block_M, row_M, view_M: for each view in
-    the order handed over, its position in blocks, its row within the block, and which of the views
-    of a load it is, from 0. num_batches: the same on all ranks.
+    blocks: in the order of their first use. block_M, row_M, view_M: for each view in the order
+    handed over, its position in blocks, its row within the block, and which of the views of a load
+    it is, from 0. num_batches: the same on all ranks, where the order is shuffled.
     """
 
     blocks: Sequence[Block]
@@ -79,10 +80,17 @@ class EpochOrder:
         return np.unique(self.block_M[start:])
 
 
-def sequential_order(extent: Extent, *, batch_size: int) -> EpochOrder:
-    """Return all usable rows in the order of the tars; the last batch may be shorter."""
+def sequential_order(
+    extent: Extent, *, batch_size: int, rank: int = 0, world: int = 1
+) -> EpochOrder:
+    """Return a rank's share of the usable rows in the order of the tars.
+
+    batch_size: of this rank. The last batch may be shorter; a share may be empty.
+    """
     blocks = [block for tar in range(len(extent.starts) - 1) for block in extent.blocks(tar)]
     block_M, row_M = _rows(extent, blocks)
+    mine = slice(rank * len(row_M) // world, (rank + 1) * len(row_M) // world)
+    block_M, row_M = block_M[mine], row_M[mine]
     return EpochOrder(blocks, block_M, row_M, np.zeros_like(row_M), -(-len(row_M) // batch_size))
 
 
@@ -91,29 +99,42 @@ def shuffled_order(
     *,
     seed: int,
     epoch: int,
-    rank: int,
-    world: int,
     batch_size: int,
     window: int,
     views: int = 1,
+    lanes: int = 1,
+    rank: int = 0,
+    world: int = 1,
 ) -> EpochOrder:
     """Return a rank's share of a shuffled epoch; views of the last, partial batch are left out.
 
-    window: blocks over which views are spread; memory holds about that many at a time. views: of
-    each sample, all in this epoch, which has as many times the batches.
+    batch_size: of a step, over all ranks; a multiple of lanes, as lanes is of world. window: blocks
+    over which views are spread, of all lanes together; memory of all ranks holds about that many.
+    views: of each sample, all in this epoch, which has as many times the batches.
     """
     blocks = _shuffled_blocks(extent, seed, epoch)
     block_M, row_M = _rows(extent, blocks)
-    share = len(row_M) // world
-    mine = slice(rank * share, (rank + 1) * share)
+    share, size, own = len(row_M) // lanes, batch_size // lanes, lanes // world
+    num_batches = share // size * views
+    mine = slice(rank * own * share, (rank + 1) * own * share)
     block_M, row_M = block_M[mine], row_M[mine]
     base_M = np.array([extent.starts[b.tar] + b.start for b in blocks], np.int64)[block_M]
     uids_M = extent.uids[base_M + row_M]
     delay_MG = uniforms(seed, uids_M, view=epoch, count=views, stream=Stream.SHUFFLE)
-    num_batches = share // batch_size * views
-    order = np.argsort((block_M[:, None] + window * delay_MG).ravel(), kind="stable")
-    row, view = np.divmod(order[: num_batches * batch_size], views)
-    return EpochOrder(blocks, block_M[row], row_M[row], view, num_batches)
+    place_MG = block_M[:, None] + window / lanes * delay_MG
+    order_LM = np.argsort(place_MG.reshape(own, share * views), axis=1, kind="stable")
+    order_LM += np.arange(own)[:, None] * share * views
+    order_LBN = order_LM[:, : num_batches * size].reshape(own, num_batches, size)
+    row, view = np.divmod(order_LBN.swapaxes(0, 1).ravel(), views)
+    used, first, position = np.unique(block_M[row], return_index=True, return_inverse=True)
+    by_use = np.argsort(first)
+    return EpochOrder(
+        [blocks[used[i]] for i in by_use],
+        np.argsort(by_use)[position],
+        row_M[row],
+        view,
+        num_batches,
+    )
 
 
 def _shuffled_blocks(extent: Extent, seed: int, epoch: int) -> list[Block]:

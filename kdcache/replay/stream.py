@@ -6,7 +6,7 @@ the order of samples does not depend on the number of workers. Workers run ahead
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,12 +30,15 @@ from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_
 class StreamOptions:
     """How samples are ordered and handed over.
 
-    num_epochs: epochs that iteration ends after. shuffle: False hands over all samples in the order
-    of the tars. window: blocks over which views are shuffled. first_view: view of epoch 0; epoch e
-    has view first_view + e, modulo the stored views. witness_share: share of the blocks whose
-    pixels are proven, the first block of each tile always. rank, world: which share of each epoch
-    is handed over. views_per_load: views that are made of an image each time it is read and
-    decoded, for as many epochs, whose samples are shuffled together.
+    batch_size: samples of a step, over all ranks. num_epochs: epochs that iteration ends after.
+    shuffle: False hands over all samples in the order of the tars. window: blocks over which views
+    are shuffled. first_view: view of epoch 0; epoch e has view first_view + e, modulo the stored
+    views. witness_share: share of the blocks whose pixels are proven, the first block of each tile
+    always. rank, world: which process this is, of how many; each hands over its equal share of
+    every step. lanes: parts of an epoch that processes share, a divisor of the batch size and a
+    multiple of world, by default world; the samples of each step depend on it, and not on world.
+    views_per_load: views that are made of an image each time it is read and decoded, for as many
+    epochs, whose samples are shuffled together.
     """
 
     batch_size: int
@@ -48,6 +51,7 @@ class StreamOptions:
     witness_share: float = 1.0
     rank: int = 0
     world: int = 1
+    lanes: int | None = None
     views_per_load: int = 1
 
     def __post_init__(self) -> None:
@@ -67,16 +71,40 @@ class StreamOptions:
             if value < least or (most is not None and value > most):
                 upper = "or more" if most is None else f"to {most}"
                 raise UsageError(f"{name} is {value}, expected {least} {upper}")
-        for name in ("world", "views_per_load"):
-            if getattr(self, name) > 1 and not self.shuffle:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)}, expected 1 for a stream not shuffled"
-                )
+        if self.views_per_load > 1 and not self.shuffle:
+            raise UsageError(
+                f"views_per_load is {self.views_per_load}, expected 1 for a stream not shuffled"
+            )
+        if self.shuffle:
+            self._check_shares()
         if self.num_epochs % self.views_per_load:
             raise UsageError(
                 f"views_per_load is {self.views_per_load}, expected a divisor of the "
                 f"{self.num_epochs} epochs"
             )
+
+    def _check_shares(self) -> None:
+        lanes = self.num_lanes
+        if lanes < 1 or lanes % self.world:
+            raise UsageError(
+                f"lanes is {lanes}, expected a multiple of the {self.world} processes, "
+                "which share them"
+            )
+        if self.batch_size % lanes:
+            raise UsageError(
+                f"batch_size is {self.batch_size}, expected a multiple of the {lanes} lanes of a "
+                "step"
+            )
+
+    @property
+    def num_lanes(self) -> int:
+        """Return the parts that an epoch has."""
+        return self.world if self.lanes is None else self.lanes
+
+    @property
+    def rank_batch_size(self) -> int:
+        """Return the samples of a step that this process hands over, at most."""
+        return -(-self.batch_size // self.world)
 
 
 class ReplayStream(IterableDataset[Batch]):
@@ -92,8 +120,11 @@ class ReplayStream(IterableDataset[Batch]):
         *,
         num_views: int | None,
         extent: Extent,
+        before: Callable[[tuple[int, ...]], None] | None = None,
     ) -> None:
+        """before: is given the views of each load before any of them is read."""
         self.options = options
+        self._before = before
         self.num_views = num_views
         self._renderer = renderer
         self._extent = extent
@@ -103,10 +134,10 @@ class ReplayStream(IterableDataset[Batch]):
             info = renderer.targets.info
             self._format = TargetFormat(info.encoding, info.num_classes)
         self.batches_per_epoch = self._order(0).num_batches // options.views_per_load
-        if self.batches_per_epoch == 0:
+        if self.batches_per_epoch == 0 and (options.shuffle or not extent.usable.any()):
             raise UsageError(
                 f"batch size {options.batch_size}: an epoch has {int(extent.usable.sum())} usable "
-                f"samples for {options.world} ranks, which fill no batch; use a smaller one "
+                f"samples for {options.num_lanes} lanes, which fill no batch; use a smaller one "
                 "(--batch-size)"
             )
 
@@ -135,7 +166,10 @@ class ReplayStream(IterableDataset[Batch]):
         return view if self.num_views is None else view % self.num_views
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream stands: epoch, batches of it handed over, and what it streams."""
+        """Return where the stream stands: epoch, batches of it handed over, and what it streams.
+
+        All ranks stand at the same place, and go on from it whatever their number is by then.
+        """
         return {"epoch": self._epoch, "batch": self._batch, "stream": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,24 +201,26 @@ class ReplayStream(IterableDataset[Batch]):
             "window": o.window,
             "first view": o.first_view,
             "batch size": o.batch_size,
-            "rank": o.rank,
-            "world": o.world,
+            "lanes": o.num_lanes,
             "views per load": o.views_per_load,
         }
 
     def _order(self, load: int) -> EpochOrder:
         o = self.options
         if not o.shuffle:
-            return sequential_order(self._extent, batch_size=o.batch_size)
+            return sequential_order(
+                self._extent, batch_size=o.rank_batch_size, rank=o.rank, world=o.world
+            )
         return shuffled_order(
             self._extent,
             seed=o.seed,
             epoch=load,
-            rank=o.rank,
-            world=o.world,
             batch_size=o.batch_size,
             window=o.window,
             views=o.views_per_load,
+            lanes=o.num_lanes,
+            rank=o.rank,
+            world=o.world,
         )
 
     def _views(self, load: int) -> tuple[int, ...]:
@@ -216,7 +252,7 @@ class ReplayStream(IterableDataset[Batch]):
         for number_of_load in range(first, self.options.num_epochs // self.options.views_per_load):
             order = self._order(number_of_load)
             start = skip if number_of_load == first else 0
-            size = self.options.batch_size
+            size = self.options.rank_batch_size
             cutter = Cutter(order, size, start=start, loaded=loaded, ring=ring, pool=pool)
             for number in range(start, order.num_batches):
                 if os.getpid() != process:
@@ -236,22 +272,30 @@ class ReplayStream(IterableDataset[Batch]):
         return math.prod(self._ring_shape())
 
     def _ring_shape(self) -> tuple[int, ...]:
-        """Return slots for all blocks held (window, batch, on the way), and a slot's shape."""
+        """Return slots for all blocks held, and a slot's shape.
+
+        Held are, of each lane, those of its window and of its part of a batch, and one that it has
+        in common with the next lane; beside them, those on the way.
+        """
         o, recipe = self.options, self.recipe
-        held = (o.window if o.shuffle else 0) + -(-o.batch_size // recipe.block) + 1
-        slots = held + max(PREFETCH * o.num_workers, 1)
+        lanes = o.num_lanes // o.world if o.shuffle else 1
+        window = math.ceil(o.window / o.num_lanes) if o.shuffle else 0
+        held = window + -(-o.rank_batch_size // lanes // recipe.block) + (1 if lanes == 1 else 2)
+        slots = lanes * held + max(PREFETCH * o.num_workers, 1)
         return slots, o.views_per_load, recipe.block, recipe.size, recipe.size, 3
 
     def _all_requests(self, load: int, batch: int, ring: Ring | None) -> Iterator[Request]:
         """Yield the requests from one batch of one load on, each with a slot if one is free."""
         for number in range(load, self.options.num_epochs // self.options.views_per_load):
+            if self._before is not None:
+                self._before(self._views(number))
             for request in self.requests(number, batch if number == load else 0):
                 yield request._replace(slot=None if ring is None else ring.take())
 
     def requests(self, load: int, start: int) -> Iterator[Request]:
         """Yield the blocks that a load's batches from `start` on need, in the order of use."""
         order, share, views = self._order(load), self.options.witness_share, self._views(load)
-        for position in order.positions(start * self.options.batch_size):
+        for position in order.positions(start * self.options.rank_batch_size):
             block = order.blocks[position]
             name = np.array([block.tar << 32 | block.start], np.uint64)
             drawn = uniforms(self.options.seed, name, view=load, count=1, stream=Stream.WITNESS)
@@ -261,7 +305,7 @@ class ReplayStream(IterableDataset[Batch]):
     def _finish(
         self, arrays: dict[str, Any], order: EpochOrder, *, load: int, number: int
     ) -> Batch:
-        size = self.options.batch_size
+        size = self.options.rank_batch_size
         slots = slice(number * size, (number + 1) * size)
         blocks_N3 = np.array([order.blocks[p] for p in order.block_M[slots]])
         return Batch(

@@ -33,7 +33,7 @@ from kdcache.pixels.witness import Layer, pixel_versions
 from kdcache.precompute import span as span_module
 from kdcache.precompute.engines import run_inline
 from kdcache.replay.blocks import Request
-from kdcache.replay.open import fixed_stream, label_stream, replay_stream
+from kdcache.replay.open import fixed_stream, independent_stream, label_stream, replay_stream
 from kdcache.replay.order import Block
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from tests import tiny
@@ -62,12 +62,23 @@ def test_missing_views_are_named_before_anything_is_read(cache: Cache, dataset: 
     with pytest.raises(IncompleteError, match="views 3 are"):
         replay(cache, dataset, first_view=3)
     assert len(names(replay(cache, dataset, num_epochs=2))) == 48
-    options = StreamOptions(batch_size=4)
-    plain = tiny.make_recipe(mix=None)
-    assert len(names(fixed_stream(cache, dataset, options, recipe=plain))) == 24
     (cache.path / Span(2, 0).commit_name).unlink()
-    with pytest.raises(IncompleteError, match="views 0 are"):
-        fixed_stream(cache, dataset, options, recipe=plain)
+    with pytest.raises(IncompleteError, match=r"views 0\.\.1 are"):
+        replay(cache, dataset, num_epochs=2)
+
+
+def test_other_targets_ask_for_their_views_alone(dataset: Dataset, tmp_path: Path) -> None:
+    plain, options = tiny.make_recipe(mix=None), StreamOptions(batch_size=4)
+    cache = tiny.precompute(tmp_path / "c", dataset, plain)
+    (cache.path / Span(1, 1).commit_name).unlink()
+    assert len(names(fixed_stream(cache, dataset, options, recipe=plain))) == 24
+    assert len(names(independent_stream(cache, dataset, options))) == 24
+    with pytest.raises(IncompleteError, match=r"views 2\.\.3 are"):
+        independent_stream(cache, dataset, StreamOptions(batch_size=4, num_epochs=4))
+    (cache.path / Span(2, 0).commit_name).unlink()
+    for open_stream in (fixed_stream, independent_stream):
+        with pytest.raises(IncompleteError, match="views 0 are"):
+            open_stream(cache, dataset, options, recipe=plain)
 
 
 # --- other data ----------------------------------------------------------------------------
@@ -382,10 +393,11 @@ def test_skipped_rows_are_never_handed_over(
 
 
 def test_a_fixed_teacher_leaves_its_skipped_rows_out(spoiled: Dataset, tmp_path: Path) -> None:
-    cache = tiny.precompute(tmp_path / "c", spoiled, RECIPE, skip_bad=True)
+    plain = tiny.make_recipe(mix=None)
+    cache = tiny.precompute(tmp_path / "c", spoiled, plain, skip_bad=True)
     options = StreamOptions(batch_size=4, num_epochs=2, shuffle=False)
-    stream = fixed_stream(cache, spoiled, options, recipe=tiny.make_recipe(mix=None))
-    assert len(names(stream)) == 2 * 17
+    for open_stream in (fixed_stream, independent_stream):
+        assert len(names(open_stream(cache, spoiled, options, recipe=plain))) == 2 * 17
 
 
 def test_a_bad_image_stops_a_label_stream_naming_it(spoiled: Dataset) -> None:
@@ -408,7 +420,7 @@ def test_a_dataset_without_a_usable_image_fills_no_batch(tmp_path: Path) -> None
 # --- options -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 9, "world": 3}])
+@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 27, "world": 3}])
 def test_a_batch_larger_than_the_data_is_refused(
     cache: Cache, dataset: Dataset, options: dict[str, int]
 ) -> None:
@@ -428,6 +440,10 @@ def test_a_batch_larger_than_the_data_is_refused(
         {"world": 0},
         {"rank": 2, "world": 2},
         {"rank": -1},
+        {"lanes": 0},
+        {"lanes": 3, "world": 2, "batch_size": 6},
+        {"batch_size": 6, "lanes": 4},
+        {"batch_size": 4, "world": 3},
         {"witness_share": 1.5},
         {"witness_share": -0.1},
         {"seed": -1},

@@ -1,7 +1,8 @@
-"""Claims about the order of an epoch: a function of its arguments, fair to all ranks."""
+"""Claims about the order of an epoch: a function of its arguments, the same for all worlds."""
 
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def extents(draw: st.DrawFn) -> Extent:
 
 
 def shuffled(extent: Extent, **changes: Any) -> EpochOrder:
-    options = {"seed": 1, "epoch": 0, "rank": 0, "world": 1, "batch_size": 4, "window": 3}
+    options = {"seed": 1, "epoch": 0, "batch_size": 4, "window": 3}
     return shuffled_order(extent, **(options | changes))
 
 
@@ -48,25 +49,64 @@ options = {
 }
 
 
-@settings(max_examples=150, deadline=None)
-@given(extent=extents(), world=st.integers(1, 5), chosen=st.fixed_dictionaries(options))
-def test_ranks_get_equal_numbers_of_different_usable_samples(
-    extent: Extent, world: int, chosen: dict[str, int]
-) -> None:
-    orders = [shuffled(extent, rank=rank, world=world, **chosen) for rank in range(world)]
-    size = chosen["batch_size"]
+def steps(extent: Extent, *, world: int, lanes: int, **chosen: int) -> list[list[int]]:
+    """Return the samples of each step, those of all ranks after one another."""
+    orders = [
+        shuffled(extent, rank=rank, world=world, lanes=lanes, **chosen) for rank in range(world)
+    ]
+    assert len({order.num_batches for order in orders}) == 1, "ranks wait for each other"
     handed = [samples(extent, order) for order in orders]
-    assert len({order.num_batches for order in orders}) == 1
-    for order, mine in zip(orders, handed, strict=True):
-        assert len(mine) == order.num_batches * size
-    together = [sample for mine in handed for sample in mine]
-    assert len(set(together)) == len(together), "a sample came twice"
+    size = chosen["batch_size"] // world
+    assert {len(mine) for mine in handed} == {orders[0].num_batches * size}
+    return [
+        [sample for mine in handed for sample in mine[number * size : (number + 1) * size]]
+        for number in range(orders[0].num_batches)
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    extent=extents(),
+    lanes=st.integers(1, 12),
+    views=st.integers(1, 3),
+    chosen=st.fixed_dictionaries(options),
+)
+def test_a_step_has_the_same_samples_however_many_ranks_share_it(
+    extent: Extent, lanes: int, views: int, chosen: dict[str, int]
+) -> None:
+    chosen = {**chosen, "batch_size": chosen["batch_size"] * lanes, "views": views}
+    worlds = [n for n in range(1, lanes + 1) if lanes % n == 0]
+    found = [steps(extent, world=world, lanes=lanes, **chosen) for world in worlds]
+    assert all(other == found[0] for other in found[1:])
+    together = [sample for step in found[0] for sample in step]
+    assert max(Counter(together).values(), default=1) <= views, "a sample came too often"
     assert extent.usable[together].all()
     usable = int(extent.usable.sum())
-    assert orders[0].num_batches == usable // world // size, "as many in every epoch"
-    rendered = [set(order.block_M.tolist()) for order in orders]
-    for one, next_one in itertools.pairwise(rendered):
-        assert len(one & next_one) <= 1, "ranks render one block both at most"
+    assert len(found[0]) == usable // chosen["batch_size"] * views, "as many in every epoch"
+
+
+@settings(max_examples=100, deadline=None)
+@given(extent=extents(), lanes=st.integers(1, 6), chosen=st.fixed_dictionaries(options))
+def test_ranks_render_one_block_both_at_most(
+    extent: Extent, lanes: int, chosen: dict[str, int]
+) -> None:
+    chosen = {**chosen, "batch_size": chosen["batch_size"] * lanes}
+    orders = [
+        shuffled(extent, rank=rank, world=lanes, lanes=lanes, **chosen) for rank in range(lanes)
+    ]
+    for one, next_one in itertools.pairwise(set(order.blocks) for order in orders):
+        assert len(one & next_one) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(extent=extents(), lanes=st.integers(1, 6), chosen=st.fixed_dictionaries(options))
+def test_blocks_come_in_the_order_of_their_first_use(
+    extent: Extent, lanes: int, chosen: dict[str, int]
+) -> None:
+    order = shuffled(extent, lanes=lanes, **{**chosen, "batch_size": 2 * lanes})
+    _, first = np.unique(order.block_M, return_index=True)
+    assert len(first) == len(order.blocks), "each is used"
+    assert (np.diff(first) > 0).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -92,7 +132,7 @@ def test_an_order_is_fixed_by_its_arguments(extent: Extent, chosen: dict[str, in
 @given(extent=extents(), window=st.integers(1, 20), world=st.integers(1, 3))
 def test_no_more_blocks_than_the_window_are_open(extent: Extent, window: int, world: int) -> None:
     """A block is open from the first view of it, or of one after it, to its own last view."""
-    order = shuffled(extent, window=window, world=world, batch_size=1)
+    order = shuffled(extent, window=window * world, world=world, lanes=world, batch_size=world)
     opened = np.maximum.accumulate(order.block_M) if len(order.block_M) else order.block_M
     last = {int(block): at for at, block in enumerate(order.block_M)}
     for at, newest in enumerate(opened):
@@ -147,7 +187,7 @@ def test_ranks_share_a_sample_over_the_epochs() -> None:
         rank
         for epoch in range(40)
         for rank in range(4)
-        if 17 in samples(extent, shuffled(extent, epoch=epoch, rank=rank, world=4, batch_size=1))
+        if 17 in samples(extent, shuffled(extent, epoch=epoch, rank=rank, world=4, lanes=4))
     }
     assert ranks == {0, 1, 2, 3}
 
@@ -160,6 +200,21 @@ def test_without_shuffling_all_usable_samples_come_in_order(
     order = sequential_order(extent, batch_size=batch_size)
     assert samples(extent, order) == np.flatnonzero(extent.usable).tolist()
     assert order.num_batches == math.ceil(int(extent.usable.sum()) / batch_size)
+
+
+@settings(max_examples=100, deadline=None)
+@given(extent=extents(), world=st.integers(1, 5), batch_size=st.integers(1, 20))
+def test_without_shuffling_ranks_share_all_samples_in_order(
+    extent: Extent, world: int, batch_size: int
+) -> None:
+    orders = [
+        sequential_order(extent, batch_size=batch_size, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    handed = [samples(extent, order) for order in orders]
+    assert [sample for mine in handed for sample in mine] == np.flatnonzero(extent.usable).tolist()
+    assert max(map(len, handed)) - min(map(len, handed)) <= 1
+    assert [o.num_batches for o in orders] == [math.ceil(len(h) / batch_size) for h in handed]
 
 
 def test_blocks_lie_within_tars_and_skip_those_without_usable_rows() -> None:

@@ -1,5 +1,6 @@
 """Claims about the stream: what a batch holds, and that it goes on from any state exactly."""
 
+import itertools
 import json
 import weakref
 from pathlib import Path
@@ -16,7 +17,8 @@ from kdcache.errors import MismatchError, UsageError
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch
 from kdcache.replay.blocks import BlockRenderer
-from kdcache.replay.open import fixed_stream, label_stream, replay_stream
+from kdcache.replay.epochs import EpochStream
+from kdcache.replay.open import fixed_stream, independent_stream, label_stream, replay_stream
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from tests import tiny
 from tests.replay.streaming import digests, names
@@ -86,8 +88,8 @@ def test_more_epochs_go_on_where_fewer_ended(read_only: Cache, dataset: Dataset)
         ({"window": 3}, "window"),
         ({"shuffle": False}, "shuffle"),
         ({"first_view": 1}, "first view"),
-        ({"world": 2}, "world"),
-        ({"world": 2, "rank": 1, "batch_size": 4}, "batch size, rank, world"),
+        ({"lanes": 5}, "lanes"),
+        ({"world": 2, "rank": 1, "batch_size": 4}, "batch size, lanes"),
     ],
 )
 def test_the_state_of_another_order_is_refused(
@@ -108,7 +110,7 @@ def test_the_state_of_another_stream_is_refused(
     other_cache = tiny.precompute(tmp_path / "c", dataset, PLAIN_RECIPE)
     others = [
         label_stream(dataset, options, recipe=tiny.make_recipe()),
-        fixed_stream(read_only, dataset, options, recipe=PLAIN_RECIPE),
+        fixed_stream(other_cache, dataset, options, recipe=PLAIN_RECIPE),
         replay_stream(other_cache, dataset, options),
     ]
     for other in others:
@@ -158,12 +160,69 @@ def test_ranks_hand_over_different_samples_in_equally_many_batches(
     read_only: Cache, dataset: Dataset
 ) -> None:
     by_rank = [
-        [names([batch]) for batch in replay(read_only, dataset, batch_size=2, rank=r, world=3)]
+        [names([batch]) for batch in replay(read_only, dataset, batch_size=6, rank=r, world=3)]
         for r in range(3)
     ]
+    assert {len(batch) for batches in by_rank for batch in batches} == {2}
     assert len({len(batches) for batches in by_rank}) == 1
     handed = [name for batches in by_rank for batch in batches for name in batch]
-    assert len(set(handed)) == len(handed)
+    assert len(set(handed)) == len(handed) == 48
+
+
+def test_a_run_goes_on_with_other_ranks_and_no_sample_twice_or_never(
+    read_only: Cache, dataset: Dataset
+) -> None:
+    """Four ranks for three steps, one for two, then two to the end: as one from start to end."""
+    options = {"batch_size": 4, "lanes": 4, "num_epochs": 2, "window": 3}
+    expected = [digests([batch]) for batch in replay(read_only, dataset, **options)]
+    state, found = None, []
+    for world, num_steps in ((4, 3), (1, 2), (2, None)):
+        steps: list[list[Any]] = []
+        for rank in range(world):
+            stream = replay(read_only, dataset, **options, rank=rank, world=world)
+            if state is not None:
+                stream.load_state_dict(state)
+            batches = list(itertools.islice(stream, num_steps))
+            steps = steps or [[] for _ in batches]
+            for step, batch in zip(steps, batches, strict=True):
+                step += digests([batch])
+        found += steps
+        state = stream.state_dict()
+    assert found == expected
+
+
+def test_ranks_share_a_stream_that_is_not_shuffled(read_only: Cache, dataset: Dataset) -> None:
+    options = {"shuffle": False, "num_epochs": 1}
+    whole = digests(replay(read_only, dataset, **options))
+    shares = [
+        [
+            digests([batch])
+            for batch in replay(read_only, dataset, **options, rank=rank, world=7, batch_size=14)
+        ]
+        for rank in range(7)
+    ]
+    assert [view for share in shares for batch in share for view in batch] == whole
+    assert {len(batch) for share in shares for batch in share} == {1, 2}
+    assert list(replay(read_only, dataset, **options, rank=0, world=99)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_at_a_time_is_the_whole_stream(
+    read_only: Cache, dataset: Dataset, workers: int
+) -> None:
+    whole = [digests([batch]) for batch in replay(read_only, dataset, num_epochs=3)]
+    stream = EpochStream(replay(read_only, dataset, num_epochs=3, num_workers=workers))
+    loader: DataLoader[Batch] = DataLoader(stream, batch_size=None)
+    assert len(loader) == 4
+    first = [digests([batch]) for batch in loader]
+    head = [digests([batch]) for batch in itertools.islice(loader, 2)]
+    state = stream.state_dict()
+    rest = [digests([batch]) for batch in loader]
+    last = [digests([batch]) for batch in loader]
+    assert [*first, *head, *rest, *last] == whole
+    assert list(loader) == []
+    stream.load_state_dict(state)
+    assert [digests([batch]) for batch in loader] == rest
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
@@ -303,9 +362,47 @@ def test_a_fixed_teacher_says_the_same_of_fresh_views(dataset: Dataset, tmp_path
     assert _labels_right(batches, dataset)
 
 
-def test_a_fixed_teacher_takes_no_mixed_images(read_only: Cache, dataset: Dataset) -> None:
-    with pytest.raises(UsageError, match=r"no targets for mixed images; leave \[mix\] out"):
-        fixed_stream(read_only, dataset, StreamOptions(batch_size=5), recipe=tiny.make_recipe())
+@pytest.fixture(scope="module")
+def unmixed(tmp_path_factory: pytest.TempPathFactory, dataset: Dataset) -> Cache:
+    """A complete cache of views that are not mixed."""
+    return tiny.precompute(tmp_path_factory.mktemp("unmixed") / "c", dataset, PLAIN_RECIPE)
+
+
+@pytest.mark.parametrize("recipe", [None, PLAIN_RECIPE, tiny.make_recipe(mix=None, seed=77)])
+def test_independent_noise_has_the_targets_of_other_crops(
+    unmixed: Cache, dataset: Dataset, recipe: Recipe | None
+) -> None:
+    options = StreamOptions(batch_size=6, num_epochs=6)
+    stream = independent_stream(unmixed, dataset, options, recipe=recipe)
+    assert stream.recipe.seed != unmixed.info.recipe.seed
+    assert stream.recipe.crop == unmixed.info.recipe.crop
+    teacher, same, seen = tiny.make_teacher(), 0, 0
+    for batch in stream:
+        assert batch.fields is not None
+        own = unmixed.info.encoding.encode(teacher(batch.pixels))
+        for n, (tar, row, view) in enumerate(names([batch])):
+            stored = unmixed.read_tile(tar, view % 4).fields
+            found = {name: field[n].tolist() for name, field in batch.fields.items()}
+            assert found == {name: field[row].tolist() for name, field in stored.items()}
+            same += found == {name: field[n].tolist() for name, field in own.items()}
+            seen += 1
+    assert seen == 6 * 24
+    assert same < seen / 10
+    assert {view for b in stream_views(unmixed, dataset, options) for view in b} == set(range(6))
+
+
+def stream_views(cache: Cache, dataset: Dataset, options: StreamOptions) -> list[list[int]]:
+    return [batch.views.tolist() for batch in independent_stream(cache, dataset, options)]
+
+
+def test_targets_of_one_crop_are_not_for_mixed_images(
+    read_only: Cache, unmixed: Cache, dataset: Dataset
+) -> None:
+    options, mixed = StreamOptions(batch_size=5), tiny.make_recipe()
+    for cache, recipe in ((read_only, PLAIN_RECIPE), (unmixed, mixed)):
+        for open_stream in (fixed_stream, independent_stream):
+            with pytest.raises(UsageError, match=r"no targets for mixed images; take a recipe wit"):
+                open_stream(cache, dataset, options, recipe=recipe)
 
 
 @pytest.mark.parametrize("recipe", [PLAIN_RECIPE, tiny.make_recipe()])
