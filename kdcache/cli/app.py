@@ -9,6 +9,7 @@ import typer
 from kdcache import __version__
 from kdcache.cli import (
     caches,
+    compare,
     data,
     fidelity,
     output,
@@ -54,6 +55,7 @@ app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
 app.command("eval")(student.evaluate)
+app.command("compare")(compare.compare)
 app.command("status")(status.status)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)

@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from kdcache.report.figures import DARK_GREY, plain
 from kdcache.report.plan import Plan, money
 
-CACHED, ONLINE, GREY = "#2f6db5", "#c44e52", "#606060"
+CACHED, ONLINE = "#2f6db5", "#c44e52"
 LEAST_RUNS = 4
 MOST_DOTS = 24  # whole runs are marked, where they can be told apart
 
@@ -43,15 +44,14 @@ def draw_break_even(plan: Plan, path: Path, *, runs: int, caption: str) -> None:
     axes.set_ylabel("cost")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=GREY, alpha=0.2)
-    figure.supxlabel(caption, fontsize=8, color=GREY, x=0.02, ha="left", linespacing=1.4)
+    plain(axes)
+    figure.supxlabel(caption, fontsize=8, color=DARK_GREY, x=0.02, ha="left", linespacing=1.4)
     figure.savefig(path, format="png")
 
 
 def _mark_break_even(axes: Axes, plan: Plan) -> None:
     if plan.break_even is None:
-        axes.set_title("no break-even", loc="right", fontsize=10, color=GREY)
+        axes.set_title("no break-even", loc="right", fontsize=10, color=DARK_GREY)
         return
     axes.axvline(plan.break_even, color="black", linewidth=1, linestyle=":")
     axes.plot(plan.break_even, plan.cached_cost, "o", color="black", markersize=7, zorder=4)
@@ -69,7 +69,7 @@ def _mark_break_even(axes: Axes, plan: Plan) -> None:
 def _mark_runs(axes: Axes, plan: Plan, runs: int) -> None:
     """Join both costs at a number of runs, and state them where no line runs."""
     online = runs * plan.online_cost
-    axes.plot([runs, runs], [plan.cached_cost, online], color=GREY, linewidth=1, zorder=1)
+    axes.plot([runs, runs], [plan.cached_cost, online], color=DARK_GREY, linewidth=1, zorder=1)
     beneath = online / 2 <= plan.cached_cost < online  # else there is room above
     labels = (
         (plan.cached_cost, CACHED, f"cached: {money(plan.cached_cost)}", beneath),

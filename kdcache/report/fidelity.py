@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from kdcache.report.figures import DARK_GREY, log_ticks, plain
 from kdcache.targets.choice import Measured, Temperature, pareto
 
 FAMILIES = {
@@ -20,7 +20,6 @@ FAMILIES = {
     "adaptive": ("#2e8b57", "D", "adaptive:E"),
     "dense": ("#7b5ea7", "^", "dense:f2, dense:u1"),
 }
-GREY = "#606060"
 PANELS: tuple[Temperature, ...] = (1, 2, 4)
 LEAST_ERROR = 1e-6  # drawn in its place is what is smaller, since zero has no logarithm
 FONT_SIZE = 8
@@ -76,19 +75,15 @@ def _draw_points(
         if one is chosen:
             axes.plot(x, y, "o", markersize=14, markeredgecolor="black", markerfacecolor="none")
     line = _panel_front([_point(one, temperature) for one in measured])
-    axes.plot(*zip(*line, strict=True), color=GREY, linewidth=1, zorder=1)
+    axes.plot(*zip(*line, strict=True), color=DARK_GREY, linewidth=1, zorder=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(0.09)
     axes.set_xlabel("bytes a view")
     axes.set_ylabel(f"relative gradient error at T = {temperature}")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g}%"))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=GREY, alpha=0.2, which="major")
+    log_ticks(axes.xaxis, lambda x: f"{x:,.4g}")
+    log_ticks(axes.yaxis, lambda y: f"{100 * y:.4g}%")
+    plain(axes)
 
 
 def _panel_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -109,13 +104,13 @@ def _legend(measured: Sequence[Measured], chosen: Measured | None) -> list[Line2
         for name, (colour, marker, label) in FAMILIES.items()
         if name in there
     ]
-    hollow = {"color": GREY, "markerfacecolor": "white", **plain}
+    hollow = {"color": DARK_GREY, "markerfacecolor": "white", **plain}
     handles.append(
         Line2D(
             [], [], marker="o", label="off the front of bytes and errors at T = 1 and 2", **hollow
         )
     )
-    handles.append(Line2D([], [], color=GREY, linewidth=1, label="front at this temperature"))
+    handles.append(Line2D([], [], color=DARK_GREY, linewidth=1, label="front at this temperature"))
     if chosen is not None:
         ring = {"color": "black", "markerfacecolor": "none", **plain, "markersize": 11}
         handles.append(Line2D([], [], marker="o", label=f"chosen: {chosen.encoding}", **ring))

@@ -225,19 +225,6 @@ def test_amounts_are_readable_at_every_size() -> None:
 # --- the picture ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    drawn: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *args: object, **options: object) -> None:
-        drawn.append(figure)
-        save(figure, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return drawn
-
-
 def texts(figure: Figure) -> str:
     axes = figure.axes[0]
     return "\n".join([*(text.get_text() for text in axes.texts), axes.get_title("right")])
