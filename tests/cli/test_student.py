@@ -300,12 +300,13 @@ def test_eval_measures_what_train_measured(
         *("--data", dataset.root, "--cache", centre, "--workers", "0"),
     ]
     value = kdcache(*arguments, "--json").value
-    assert value.keys() == {"samples", "top1", "kl_nats", "agreement"}
+    names = ["samples", "top1", "kl_nats", "agreement", "calibration_error"]
+    assert value.keys() == {*names, "top5"}
     assert value["samples"] == 24
-    for name in ("top1", "kl_nats", "agreement"):
+    for name in names[1:]:
         assert value[name] == pytest.approx(trained[f"val_{name}"], rel=1e-5)
     lines = kdcache(*arguments).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["samples", "top1", "kl_nats", "agreement"]
+    assert [line.split()[0] for line in lines] == names
 
 
 @pytest.mark.parametrize(
