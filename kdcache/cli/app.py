@@ -10,6 +10,7 @@ from kdcache import __version__
 from kdcache.cli import (
     caches,
     data,
+    evaluate,
     fidelity,
     output,
     plan,
@@ -53,7 +54,7 @@ app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
-app.command("eval")(student.evaluate)
+app.command("eval")(evaluate.evaluate)
 app.command("status")(status.status)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)
