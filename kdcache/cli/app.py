@@ -11,6 +11,7 @@ from kdcache.cli import (
     caches,
     compare,
     data,
+    evaluate,
     fidelity,
     output,
     plan,
@@ -54,7 +55,7 @@ app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
-app.command("eval")(student.evaluate)
+app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("status")(status.status)
 app.command("inspect")(caches.inspect)

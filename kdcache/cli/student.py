@@ -1,4 +1,4 @@
-"""kdcache train, kdcache eval."""
+"""kdcache train."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -140,47 +140,3 @@ def train(
         raise typer.Exit(130) from None
     value = {"run": str(out), "reuse": reuse, **last}
     give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
-
-
-def evaluate(
-    weights: Annotated[Path, typer.Argument(help="The student's weights: safetensors.")],
-    student: Student,
-    data: Data,
-    cache: Annotated[Path, typer.Option(help="Targets of one centre view of the images.")],
-    batch_size: Annotated[int, typer.Option()] = 256,
-    num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
-    device: Device = "auto",
-    mean: Channels = None,
-    std: Channels = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a student: top-1, KL to the teacher and agreement with it.
-
-    Example:
-
-      kdcache eval build/run/student.safetensors --student torchvision:resnet18 --data build/val
-      --cache build/val-cache
-    """
-    from kdcache.cache.store import open_cache
-    from kdcache.data.document import load_dataset
-    from kdcache.models.specs import build_network, load_weights, open_device
-    from kdcache.models.teacher import Preprocessing
-    from kdcache.replay.open import replay_stream
-    from kdcache.replay.stream import StreamOptions
-    from kdcache.student.metrics import evaluate as measure
-
-    store = open_cache(cache)
-    network = build_network(student, num_classes=store.info.num_classes)
-    load_weights(network, weights)
-    teacher = store.info.teacher
-    preprocessing = Preprocessing(
-        tuple(teacher["mean"]) if mean is None else triple(mean, "--mean"),
-        tuple(teacher["std"]) if std is None else triple(std, "--std"),
-    )
-    options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    stream = replay_stream(store, load_dataset(data), options)
-    place = open_device(device)
-    score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
-    shown = {name: value for name, value in score.to_dict().items() if value is not None}
-    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in shown.items()}
-    give(score.to_dict(), as_json=as_json, lines=lines)

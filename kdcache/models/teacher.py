@@ -36,8 +36,10 @@ class Preprocessing:
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         """Return uint8 pixels normalised, float32, on their device."""
         count, channels, height, width = pixels_N3HW.shape
-        mean = torch.tensor(self.mean, device=pixels_N3HW.device).repeat(width)
-        std = torch.tensor(self.std, device=pixels_N3HW.device).repeat(width)
+        mean, std = (  # a tensor made on a device would be waited for
+            torch.tensor(triple).to(pixels_N3HW.device, non_blocking=True).repeat(width)
+            for triple in (self.mean, self.std)
+        )
         # Rows of pixels, since loops over three channels take twice as long on a CPU; in place,
         # since each fresh copy takes as long as the arithmetic.
         rows = pixels_N3HW.permute(0, 2, 3, 1).reshape(count, height, width * channels)

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.files import alone
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, check_refusal, files_of, write_recipe
+from tests.cli.making import check_refusal, files_of, write_recipe
 from tests.student.making import UNMIXED, centre_cache
 
 STUDENT = "tests.student.nets:small"
@@ -47,9 +44,6 @@ def train(kdcache: Run, tmp_path: Path, dataset: Dataset) -> Train:
         )
 
     return run
-
-
-# --- train ---------------------------------------------------------------------------------
 
 
 def test_training_prints_the_reuse_the_epochs_and_the_result(
@@ -273,103 +267,3 @@ def test_what_the_system_refuses_is_one_line_too(
         (tmp_path / "run" / name).unlink()
     (tmp_path / "run/metrics.jsonl").mkdir()
     check_refusal(train("--cache", complete, "--resume"), 2, str(tmp_path / "run/metrics.jsonl"))
-
-
-# --- eval ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a fresh small student."""
-    from tests.student import nets
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "student.safetensors"
-    save_file(nets.small(5).state_dict(), path)
-    return path
-
-
-def test_eval_measures_what_train_measured(
-    kdcache: Run, train: Train, tmp_path: Path, complete: Path, centre: Path, dataset: Dataset
-) -> None:
-    trained = train(
-        *("--cache", complete, "--val-data", dataset.root, "--val-cache", centre, "--json")
-    ).value
-    arguments = [
-        *("eval", tmp_path / "run/student.safetensors", "--student", STUDENT),
-        *("--data", dataset.root, "--cache", centre, "--workers", "0"),
-    ]
-    value = kdcache(*arguments, "--json").value
-    assert value.keys() == {"samples", "top1", "kl_nats", "agreement"}
-    assert value["samples"] == 24
-    for name in ("top1", "kl_nats", "agreement"):
-        assert value[name] == pytest.approx(trained[f"val_{name}"], rel=1e-5)
-    lines = kdcache(*arguments).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["samples", "top1", "kl_nats", "agreement"]
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        (["--cache", "/no"], 2, ["/no: no cache here"]),
-        (["--student", "tests.student.nets:large"], 2, ["student.safetensors: weights do not"]),
-        (["--student", "tests.student.nets:nobody"], 2, ["no factory named nobody"]),
-        (["--batch-size", "0"], 2, ["batch_size is 0"]),
-        (["--workers", "-1"], 2, ["num_workers is -1"]),
-        (["--device", "abacus"], 2, ["device 'abacus'"]),
-        (["--mean", "x"], 2, ["--mean 'x'"]),
-        (["--data", "/no"], 2, ["/no/dataset.json: missing"]),
-    ],
-)
-def test_eval_names_what_is_wrong(
-    kdcache: Run,
-    centre: Path,
-    dataset: Dataset,
-    weights: Path,
-    options: list[str],
-    code: int,
-    words: list[str],
-) -> None:
-    outcome = kdcache(
-        *("eval", weights, "--student", STUDENT, "--data", dataset.root, "--cache", centre),
-        *("--workers", "0", *options),
-    )
-    check_refusal(outcome, code, *words)
-
-
-def test_eval_refuses_weights_that_are_gone_damaged_or_diverged(
-    kdcache: Run, tmp_path: Path, centre: Path, dataset: Dataset, weights: Path
-) -> None:
-    arguments = ["--student", STUDENT, "--data", dataset.root, "--cache", centre, "--workers", "0"]
-    bad = tmp_path / "bad.safetensors"
-    check_refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: no such weights file")
-    bad.write_bytes(weights.read_bytes()[:500])
-    check_refusal(kdcache("eval", bad, *arguments), 2, f"{bad}: not a readable weights file")
-    state = load_file(weights)
-    state["6.bias"][0] = torch.nan
-    save_file(state, bad)
-    check_refusal(kdcache("eval", bad, *arguments), 2, "logits that are not finite")
-
-
-def test_eval_takes_a_normalisation(
-    kdcache: Run, centre: Path, dataset: Dataset, weights: Path
-) -> None:
-    arguments = [
-        *("eval", weights, "--student", STUDENT, "--data", dataset.root, "--cache", centre),
-        *("--workers", "0", "--json"),
-    ]
-    own = kdcache(*arguments).value
-    assert kdcache(*arguments, *PLAIN).value == own  # that of the cache's teacher
-    other = kdcache(*arguments, "--mean", "0.5,0.5,0.5").value
-    assert other["kl_nats"] != pytest.approx(own["kl_nats"])
-
-
-def test_eval_of_missing_views_is_incomplete(
-    kdcache: Run, tmp_path: Path, dataset: Dataset, weights: Path
-) -> None:
-    part = tiny.precompute_first(tmp_path / "part", dataset, tiny.make_recipe(), spans=1)
-    assert open_cache(part.path).missing()
-    outcome = kdcache(
-        *("eval", weights, "--student", STUDENT, "--data", dataset.root, "--cache", part.path)
-    )
-    check_refusal(outcome, 4, str(part.path), "run kdcache precompute again")

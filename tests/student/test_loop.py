@@ -173,7 +173,7 @@ def test_each_epoch_has_a_line_of_metrics(undisturbed: Path) -> None:
     for line in lines:
         assert line.keys() == {
             "epoch", "loss", "learning_rate", "images_per_s",
-            "val_samples", "val_top1", "val_kl_nats", "val_agreement",
+            "val_samples", "val_top1", "val_kl_nats", "val_agreement", "val_calibration_error",
         }  # fmt: skip
         assert line["val_samples"] == 24
         assert line["images_per_s"] > 0

@@ -334,6 +334,48 @@ def test_without_mixing_the_label_loss_is_torchs_cross_entropy_whatever_the_part
     assert torch.equal(found, F.cross_entropy(logits, own, reduction="none"))
 
 
+def test_unmixed_samples_have_their_own_gradient_alone() -> None:
+    own, partner = torch.arange(N) % 5, torch.full((N,), -1)
+    weights = torch.ones(N)
+    weights[0], partner[0] = 0.25, 4
+    found = _gradient(
+        lambda x: label_loss(x, own, partner_labels_N=partner, weights_N=weights),
+        _logits(0, 5).float(),
+    )
+    expected = _gradient(lambda x: F.cross_entropy(x, own, reduction="none"), _logits(0, 5).float())
+    assert torch.equal(found[1:], expected[1:])
+    assert not torch.allclose(found[0], expected[0])
+
+
+def test_a_partner_that_counts_must_have_a_label() -> None:
+    partner, weights = torch.full((N,), -1), torch.full((N,), 0.5)
+    with pytest.raises(IndexError):
+        label_loss(
+            torch.zeros(N, 5), torch.arange(N) % 5, partner_labels_N=partner, weights_N=weights
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_loss_waits_for_the_gpu() -> None:
+    teacher = _target(_logits(0, 9), 4, 1.0)
+    tensors = [teacher.indices_NK, teacher.log_probs_NK, teacher.log_tail_N]
+    target = SparseTarget(*(x.cuda() for x in tensors if x is not None))
+    student, own, ones = _logits(1, 9).float().cuda(), torch.arange(N).cuda(), torch.ones(N).cuda()
+    options = {"partner_labels_N": own.flip(0), "weights_N": ones}
+    label_loss(student, own, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [
+            label_loss(student, own, **options),
+            sparse_kl(student, target),
+            sparse_kl(student, target, direction="reverse"),
+        ]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(loss.isfinite().all()) for loss in losses)
+
+
 def test_the_label_loss_of_half_precision_logits_is_computed_in_float32() -> None:
     logits, own = _logits(0, 5).half(), torch.arange(N) % 5
     weights = torch.full((N,), 0.25)

@@ -77,7 +77,12 @@ def _reference(cache: Cache, dataset: Dataset, labels: np.ndarray) -> Score:
             known += 1
             right += int(logits.argmax() == labels[number])
     count = dataset.num_samples
-    return Score(count, right / known if known else None, kl / count, agree / count)
+    return Score(
+        count,
+        top1=right / known if known else None,
+        kl_nats=kl / count,
+        agreement=agree / count,
+    )
 
 
 def _evaluate(cache: Cache, dataset: Dataset, network: nn.Module) -> Score:

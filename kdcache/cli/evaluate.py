@@ -1,0 +1,100 @@
+"""kdcache eval."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdcache.cli.data import Json
+from kdcache.cli.output import give
+from kdcache.cli.precompute import Device, triple
+from kdcache.cli.student import Channels, Data
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kdcache.student.classes import ClassTable
+
+SHOWN = 5  # classes at each end
+
+
+def evaluate(
+    weights: Annotated[
+        Path, typer.Argument(help="The student's weights, or the folder of its run.")
+    ],
+    data: Data,
+    cache: Annotated[Path, typer.Option(help="Targets of one centre view of the images.")],
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="torchvision:NAME or package.module:factory; default: the torchvision model "
+            "named in the weights file."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write the measures of each class.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option()] = 256,
+    num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
+    device: Device = "auto",
+    mean: Channels = None,
+    std: Channels = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a student: top-1, top-5, calibration, KL to the teacher and agreement with it.
+
+    Examples:
+
+      kdcache eval build/run --data build/val --cache build/val-cache --classes classes.csv
+
+      kdcache eval build/run/student.safetensors --student package.module:factory
+      --data build/val --cache build/val-cache
+    """
+    from kdcache.cache.store import open_cache
+    from kdcache.data.document import load_dataset
+    from kdcache.models.specs import build_network, load_weights, open_device
+    from kdcache.models.teacher import Preprocessing
+    from kdcache.replay.open import replay_stream
+    from kdcache.replay.stream import StreamOptions
+    from kdcache.student.checkpoint import WEIGHTS
+    from kdcache.student.classes import write_classes
+    from kdcache.student.metrics import evaluate as measure
+    from kdcache.student.notes import read_notes, spec_of
+
+    store, dataset = open_cache(cache), load_dataset(data)
+    if weights.is_dir():
+        weights /= WEIGHTS
+    notes = read_notes(weights)
+    network = build_network(student or spec_of(notes, weights), num_classes=store.info.num_classes)
+    load_weights(network, weights)
+    teacher = Preprocessing(tuple(store.info.teacher["mean"]), tuple(store.info.teacher["std"]))
+    preprocessing = Preprocessing(
+        (notes.mean or teacher.mean) if mean is None else triple(mean, "--mean"),
+        (notes.std or teacher.std) if std is None else triple(std, "--std"),
+    )
+    options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
+    stream = replay_stream(store, dataset, options)
+    place = open_device(device)
+    score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
+    table, names = score.classes, dataset.classes if stream.labels_match else None
+    assert table is not None  # a cache has targets
+    shown = {name: value for name, value in score.to_dict().items() if value is not None}
+    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in shown.items()}
+    give(score.to_dict(), as_json=as_json, lines=lines | extremes(table, names))
+    if classes is not None:
+        write_classes(table, classes, names=names)
+
+
+def extremes(table: "ClassTable", names: "Sequence[str] | None") -> dict[str, str]:
+    """Return lines on the worst and the best classes; none where there are few."""
+    if len(table.classes) <= 2 * SHOWN:
+        return {}
+    measure, values = table.quality
+    texts = [
+        f"{table.classes[row] if names is None else names[table.classes[row]]} {values[row]:.2f}"
+        for row in table.worst_first()
+    ]
+    return {
+        f"worst {measure}": ", ".join(texts[:SHOWN]),
+        f"best {measure}": ", ".join(texts[: -SHOWN - 1 : -1]),
+    }
