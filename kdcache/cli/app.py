@@ -10,6 +10,7 @@ from kdcache import __version__
 from kdcache.cli import (
     caches,
     data,
+    export,
     fidelity,
     output,
     plan,
@@ -54,6 +55,7 @@ app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
 app.command("eval")(student.evaluate)
+app.command("export")(export.export)
 app.command("status")(status.status)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)

@@ -10,8 +10,8 @@ from kdcache import __version__
 from kdcache.cli.app import app
 from tests.cli.conftest import Run
 
-COMMANDS = ["pack", "index", "plan", "precompute", "fidelity", "train", "eval", "status"]
-COMMANDS += ["inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS = ["pack", "index", "plan", "precompute", "fidelity", "train", "eval", "export"]
+COMMANDS += ["status", "inspect", "verify", "extend", "merge", "slice", "repair"]
 HEAVY = ["torch", "torchvision", "numpy", "zarr", "PIL", "matplotlib", "webdataset"]
 
 START_UP = """
