@@ -12,6 +12,7 @@ from kdcache.cli import (
     compare,
     data,
     evaluate,
+    export,
     fidelity,
     output,
     plan,
@@ -57,6 +58,7 @@ app.command("fidelity")(fidelity.fidelity)
 app.command("train")(student.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("export")(export.export)
 app.command("status")(status.status)
 app.command("inspect")(caches.inspect)
 app.command("verify")(caches.verify)

@@ -11,7 +11,7 @@ from kdcache.cli.app import app
 from tests.cli.conftest import Run
 
 COMMANDS = ["pack", "index", "plan", "precompute", "fidelity", "train", "eval", "compare"]
-COMMANDS += ["status", "inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS += ["export", "status", "inspect", "verify", "extend", "merge", "slice", "repair"]
 HEAVY = ["torch", "torchvision", "numpy", "zarr", "PIL", "matplotlib", "webdataset"]
 
 START_UP = """

@@ -1,0 +1,147 @@
+"""A trained student, from its weights and what is known of them.
+
+A weights file may come from anybody, and the spec in it is text: torchvision's networks are looked
+up by it, code of one's own is imported only when the user names it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from kdcache.errors import CorruptError, UsageError
+from kdcache.models.specs import build_network, load_weights
+from kdcache.models.teacher import Preprocessing, Triple
+from kdcache.student.checkpoint import WEIGHTS
+
+NOTES = "kdcache"  # the name of what is known, in the files written
+
+# Bounds of what any network takes, since the numbers in a file decide what is allocated.
+Classes = Annotated[int, Field(ge=2, le=2**20)]
+Size = Annotated[int, Field(ge=1, le=2**14)]
+
+
+def _checked_spec(spec: str) -> str:
+    """Return a spec that may stand in messages, and in a command that somebody copies."""
+    if not re.fullmatch(r"[\w.-]+:\w+", spec):
+        raise ValueError("expected torchvision:NAME or package.module:factory")
+    return spec
+
+
+class Facts(BaseModel):
+    """What a weights file, or its user, says of a student; None says nothing.
+
+    student: spec of the network. size: side of its images, in pixels. mean, std: of the pixels in
+    0 to 1, by channel.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    student: Annotated[str, AfterValidator(_checked_spec)] | None = None
+    num_classes: Classes | None = None
+    size: Size | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+def make_facts(**values: Any) -> Facts:
+    """Return what the user says, checked.
+
+    Raises:
+        UsageError: something is out of range; names it.
+    """
+    try:
+        return Facts(**values)
+    except ValidationError as error:
+        raise UsageError(_problem(error)) from None
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or NOTES
+    return f"{where}: {first['msg']}, found {first['input']!r}"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A student in evaluation mode, float32, on the CPU.
+
+    noted: the spec in its weights file; None if there is none.
+    """
+
+    network: nn.Module
+    spec: str
+    noted: str | None
+    num_classes: int
+    size: int
+    preprocessing: Preprocessing
+
+
+def load_trained(path: Path, given: Facts) -> Trained:
+    """Return the student of a run's folder or of a weights file.
+
+    given: what the user says, for what the file does not. size and spec may differ from the file's:
+    images of another size may serve, and modules move.
+
+    Raises:
+        UsageError: the weights are missing, cannot be read, do not fit or are not known enough.
+        CorruptError: what the file says of itself cannot be read.
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
+    if path.is_dir() and not weights.exists():
+        raise UsageError(f"{path}: no {WEIGHTS} there; finish the run with kdcache train --resume")
+    noted = read_facts(weights)
+    for name in ("num_classes", "mean", "std"):
+        ours, theirs = getattr(given, name), getattr(noted, name)
+        if None not in (ours, theirs) and ours != theirs:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{weights}: trained with {option} {theirs}, not {ours}; leave it out")
+    if given.student is None and not (noted.student or "torchvision:").startswith("torchvision:"):
+        raise UsageError(
+            f"{weights}: its network is made by code, {noted.student}, which runs only when you "
+            f"name it; repeat the command with --student {noted.student}"
+        )
+    known = noted.model_dump(exclude_none=True) | given.model_dump(exclude_none=True)
+    absent = [f"--{name.replace('_', '-')}" for name in Facts.model_fields if name not in known]
+    if absent:
+        raise UsageError(f"{weights}: does not say all of its student; add {', '.join(absent)}")
+    network = build_network(known["student"], num_classes=known["num_classes"])
+    load_weights(network, weights)
+    network.float().eval().requires_grad_(False)
+    preprocessing = Preprocessing(known["mean"], known["std"])
+    return Trained(
+        network,
+        known["student"],
+        noted.student,
+        known["num_classes"],
+        known["size"],
+        preprocessing,
+    )
+
+
+def read_facts(weights: Path) -> Facts:
+    """Return what a weights file that `kdcache train` wrote says of its student.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+        CorruptError: it says something else than facts.
+    """
+    if weights.suffix != ".safetensors":
+        return Facts()
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get(NOTES, "{}")
+    except FileNotFoundError:
+        raise UsageError(f"{weights}: no such weights file") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{weights}: not a readable weights file: {error}") from error
+    try:
+        return Facts.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptError(
+            f"{weights}: its metadata cannot be read: {_problem(error)}; train again"
+        ) from None
