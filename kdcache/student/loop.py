@@ -22,7 +22,7 @@ from kdcache.student.checkpoint import METRICS, RunState, open_run, save_weights
 from kdcache.student.config import TrainConfig
 from kdcache.student.losses import label_loss, sparse_kl
 from kdcache.student.metrics import evaluate
-from kdcache.student.optim import make_optimizer, make_schedule
+from kdcache.student.optim import make_optimizers, make_schedules
 
 Metrics = dict[str, Any]
 
@@ -72,10 +72,10 @@ def _run_epochs(
     run: Run, network: nn.Module, *, resume: bool, report: Callable[[Metrics], None]
 ) -> None:
     config = run.config
-    optimizer = make_optimizer(network, config)
+    optimizers = make_optimizers(network, config)
     num_steps = config.epochs * run.stream.batches_per_epoch
-    schedule = make_schedule(optimizer, config, num_steps=num_steps)
-    state = RunState(network, optimizer, schedule, run.stream)
+    (schedule,) = make_schedules(optimizers, config, num_steps=num_steps)
+    state = RunState(network, optimizers[0], schedule, run.stream)
     done = state.load(run.folder) if resume else 0
     batches = iter(run.stream)
     for epoch in range(done, config.epochs):
