@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 PARENT_CHECK_S = 1.0
 
@@ -48,3 +49,41 @@ def terminable() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Stopped(KeyboardInterrupt):
+    """An interrupt at a moment that the program chose. args: 15 after SIGTERM, else nothing."""
+
+
+@dataclass(eq=False)
+class StopRequest:
+    """Whether this process was asked to stop: the number of the signal, 0 if it was not."""
+
+    number: int = 0
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.number:
+            raise Stopped(*([self.number] if self.number == signal.SIGTERM else []))
+
+
+@contextmanager
+def noting_stops(request: StopRequest) -> Iterator[None]:
+    """Note SIGINT and SIGTERM instead of ending, so that a step can be finished; once each.
+
+    A second Ctrl-C interrupts as ever. Does nothing outside the main thread.
+    """
+
+    def note(number: int, _: object) -> None:
+        request.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -28,8 +28,9 @@ from kdcache.precompute.engines import run_inline
 from kdcache.precompute.prepare import describe_cache, prepare_cache
 from kdcache.precompute.span import Job
 from kdcache.recipe.schema import Recipe, load_recipe
-from kdcache.student.checkpoint import METRICS, WEIGHTS
+from kdcache.student.checkpoint import METRICS
 from kdcache.student.config import make_config
+from kdcache.student.folder import WEIGHTS
 from kdcache.student.loop import train as train_run
 from kdcache.student.setup import Sources, make_run
 from pipelines.demo_report import write_report

@@ -35,6 +35,8 @@ from kdcache.targets.encoding import parse_encoding
 NUM_CLASSES = 5
 PLAIN = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 FORK = multiprocessing.get_context("fork")
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["kdcache.student.setup", "tests.student.making"])
 
 # --- images and tars -----------------------------------------------------------------------
 
@@ -219,6 +221,15 @@ def tree(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in names if not name.startswith(left_out)}
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder but locks, which hold nothing, and what tells of starts."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", "sessions.jsonl")
+    }
+
+
 # --- digests of views ----------------------------------------------------------------------
 
 
@@ -246,6 +257,16 @@ def _in_child(function: Callable[..., None], *args: Any) -> None:
 def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
     """Run a function in a forked child, which shares the imports of this process."""
     child = FORK.Process(target=_in_child, args=(function, *args))
+    child.start()
+    return child
+
+
+def start_clean(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
+    """Run a function in a child that can train: one of a process that has never done so.
+
+    Torch's gradients do not work in a child whose parent has threads for them, as some tests start.
+    """
+    child = CLEAN.Process(target=_in_child, args=(function, *args))
     child.start()
     return child
 

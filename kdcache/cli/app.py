@@ -20,7 +20,7 @@ from kdcache.cli import (
     recipe,
     repair,
     status,
-    student,
+    train,
     upkeep,
 )
 from kdcache.errors import KdcacheError, UsageError
@@ -55,7 +55,7 @@ app.add_typer(recipe.app, name="recipe")
 app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
-app.command("train")(student.train)
+app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -8,7 +8,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.output import give
 from kdcache.cli.precompute import Device, triple
-from kdcache.cli.student import Channels, Data
+from kdcache.cli.train import Channels, Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,30 +52,36 @@ def evaluate(
     """
     from kdcache.cache.store import open_cache
     from kdcache.data.document import load_dataset
-    from kdcache.models.specs import build_network, load_weights, open_device
-    from kdcache.models.teacher import Preprocessing
+    from kdcache.errors import MismatchError
+    from kdcache.models.specs import open_device
     from kdcache.replay.open import replay_stream
     from kdcache.replay.stream import StreamOptions
-    from kdcache.student.checkpoint import WEIGHTS
     from kdcache.student.classes import write_classes
     from kdcache.student.metrics import evaluate as measure
-    from kdcache.student.notes import read_notes, spec_of
+    from kdcache.student.trained import load_trained, make_facts
 
     store, dataset = open_cache(cache), load_dataset(data)
-    if weights.is_dir():
-        weights /= WEIGHTS
-    notes = read_notes(weights)
-    network = build_network(student or spec_of(notes, weights), num_classes=store.info.num_classes)
-    load_weights(network, weights)
-    teacher = Preprocessing(tuple(store.info.teacher["mean"]), tuple(store.info.teacher["std"]))
-    preprocessing = Preprocessing(
-        (notes.mean or teacher.mean) if mean is None else triple(mean, "--mean"),
-        (notes.std or teacher.std) if std is None else triple(std, "--std"),
+    info = store.info
+    given = make_facts(
+        student=student,
+        size=info.recipe.size,
+        mean=None if mean is None else triple(mean, "--mean"),
+        std=None if std is None else triple(std, "--std"),
     )
+    teacher = {"mean": tuple(info.teacher["mean"]), "std": tuple(info.teacher["std"])}
+    trained = load_trained(
+        weights, given, fallback=make_facts(num_classes=info.num_classes, **teacher)
+    )
+    if trained.num_classes != info.num_classes:
+        raise MismatchError(
+            f"{store.path}: has targets of {info.num_classes} classes, the student has "
+            f"{trained.num_classes}; precompute validation targets with its teacher"
+        )
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     stream = replay_stream(store, dataset, options)
     place = open_device(device)
-    score = measure(network.to(place), stream, preprocessing=preprocessing, device=place)
+    network = trained.network.to(place)
+    score = measure(network, stream, preprocessing=trained.preprocessing, device=place)
     table, names = score.classes, dataset.classes if stream.labels_match else None
     assert table is not None  # a cache has targets
     shown = {name: value for name, value in score.to_dict().items() if value is not None}

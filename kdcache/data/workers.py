@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from kdcache.errors import UsageError
 from kdcache.processes import end_with
 
 PREFETCH = 4
+GRACE_S = 10.0
 
 T = TypeVar("T")
 
@@ -92,6 +94,14 @@ def _end_with(parent: int, worker: int) -> None:
     its other end too, and waits for ever.
     """
     del worker
-    # The parent's own ways are not this process'; an end in good order raises nothing there.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # The parent's own ways are not this process'; an end in good order raises nothing there. It
+    # comes late: a signal to the whole group lets the parent finish what it is at.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _end_in(GRACE_S))
     end_with(parent)
+
+
+def _end_in(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()

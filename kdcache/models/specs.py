@@ -27,7 +27,7 @@ class NoMemoryError(UsageError):
     """A network does not fit into memory with that many images."""
 
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
 
 
 def open_device(name: str) -> torch.device:
@@ -155,24 +155,45 @@ def load_weights(network: nn.Module, path: Path) -> None:
         UsageError: the file is missing, holds more than tensors, or does not fit the network.
     """
     state = _read_weights(path)
-    expected = network.state_dict()
+    if problems := _misfits(state, network.state_dict()):
+        raise UsageError(
+            f"{path}: weights do not fit the model; {problems}; name the model that they are of, "
+            "or, for a teacher of other classes, its --teacher-classes"
+        )
+    network.load_state_dict(state)
+
+
+def load_matching(network: nn.Module, path: Path) -> str:
+    """Load what fits of a weights file into a network; return what does not, "" if all fits.
+
+    Raises:
+        UsageError: the file is missing, holds more than tensors, or nothing of it fits.
+    """
+    state, expected = _read_weights(path), network.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in expected and expected[name].shape == tensor.shape
+    }
+    problems = _misfits(state, expected)
+    if not fitting:
+        raise UsageError(f"{path}: nothing fits the model; {problems}")
+    network.load_state_dict(fitting, strict=False)
+    return problems
+
+
+def _misfits(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     absent, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    problems = [
+    return "; ".join(
         f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (("missing", absent), ("unknown", extra), ("shaped otherwise", shapes))
         if names
-    ]
-    if problems:
-        raise UsageError(
-            f"{path}: weights do not fit the model; {'; '.join(problems)}; name the model that "
-            "they are of, or, for a teacher of other classes, its --teacher-classes"
-        )
-    network.load_state_dict(state)
+    )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What the stream hands over: uint8 pixels, labels and compact targets."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -51,6 +52,24 @@ class Batch:
             raise UsageError("this stream has no targets; open it with a cache")
         return self.format.encoding.decode(
             self.fields, num_classes=self.format.num_classes, temperature=temperature
+        )
+
+    def parts(self, count: int) -> list[Self]:
+        """Return the batch in so many parts, as equal as can be, which share its memory."""
+        ends = [len(self) * n // count for n in range(count + 1)]
+        return [self._rows(slice(start, stop)) for start, stop in pairwise(ends)]
+
+    def _rows(self, rows: slice) -> Self:
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            labels=self.labels[rows],
+            partner_labels=self.partner_labels[rows],
+            weights=self.weights[rows],
+            tars=self.tars[rows],
+            rows=self.rows[rows],
+            views=self.views[rows],
+            fields=None if self.fields is None else {k: v[rows] for k, v in self.fields.items()},
         )
 
     def to(self, device: torch.device) -> Self:

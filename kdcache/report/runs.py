@@ -15,7 +15,7 @@ from typing import Any
 
 from kdcache.errors import CorruptError, UsageError
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"  # as in student.checkpoint, which imports torch
+CONFIG, METRICS = "config.json", "metrics.jsonl"  # as in kdcache.student, which imports torch
 NEEDED = {"student": str, "learn": str, "epochs": int, "batch_size": int}
 
 

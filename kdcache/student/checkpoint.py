@@ -1,90 +1,141 @@
-"""What a run keeps: its state, atomically replaced, and its final weights."""
+"""What a run can go on from: its whole state, in files written whole, the newest few kept."""
 
-import json
 import os
-import shutil
+import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from kdcache.errors import CorruptError, KdcacheError, UsageError
-from kdcache.files import LOCK, write_whole
+from kdcache.files import PARTIAL, write_whole
 from kdcache.replay.stream import ReplayStream
 
-STATE = "checkpoint.pt"
-WEIGHTS = "student.safetensors"
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-CONFIG = "config.json"
 
+_NAME = re.compile(r"step-(\d{9})\.pt")
 _AGAIN = "delete the run folder and train again"
+
+
+@dataclass(eq=False)
+class Counts:
+    """What a run counts. step: steps done. totals: float64 sums over this epoch's steps so far.
+
+    best: the best measure of validation so far, with its epoch.
+    """
+
+    totals: Tensor
+    step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """Everything that decides the rest of a run."""
+    """Everything that decides the rest of a run. Randomness follows from the step's number."""
 
     network: nn.Module
-    optimizer: Optimizer
-    schedule: LRScheduler
+    optimizers: list[Optimizer]
+    schedules: list[LRScheduler]
+    scaler: GradScaler
+    average: AveragedModel | None
     stream: ReplayStream
+    counts: Counts
 
-    def save(self, folder: Path, *, epoch: int) -> None:
-        """Replace the run's checkpoint. epoch: epochs done."""
+    def save(self, folder: Path, *, totals: Tensor, keep: int) -> None:
+        """Write a checkpoint of this step, and remove all but the newest few.
+
+        totals: of each rank.
+        """
         metrics = folder / METRICS
         state = {
-            "epoch": epoch,
+            "step": self.counts.step,
+            "totals": totals,
+            "best": self.counts.best,
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "stream": self.stream.state_dict(),
-            "rng": torch.get_rng_state(),
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
         }
-        if torch.cuda.is_available():
-            state["cuda_rng"] = torch.cuda.get_rng_state_all()
-        write_atomically(folder / STATE, lambda path: torch.save(state, path))
+        path = folder / CHECKPOINTS / f"step-{self.counts.step:09d}.pt"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, lambda partial: torch.save(state, partial))
+        _remove_old(folder, keep)
 
-    def load(self, folder: Path) -> int:
-        """Go on from the run's checkpoint; return the epochs done, 0 if there is none.
+    def load(self, folder: Path, *, rank: int, world: int) -> int:
+        """Go on from the run's newest checkpoint; return the bytes of metrics before it.
 
         Raises:
             CorruptError: the checkpoint cannot be read, or the metrics before it are lost.
             MismatchError: it is of another stream.
         """
-        path = folder / STATE
-        if not path.exists():
-            (folder / METRICS).unlink(missing_ok=True)
+        found = checkpoints(folder)
+        if not found:
             return 0
+        *older, path = found
+        advice = f"delete it to go on from {older[-1].name}" if older else _AGAIN
         try:
             state = _read_state(path)
             self.stream.load_state_dict(state["stream"])
             self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            torch.set_rng_state(state["rng"])
-            if "cuda_rng" in state and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["cuda_rng"])
-            metrics_bytes, epoch = int(state["metrics_bytes"]), int(state["epoch"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
+                schedule.load_state_dict(kept)
+            self.scaler.load_state_dict(state["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self._count_on(state, rank, world)
+            metrics_bytes = int(state["metrics_bytes"])
         except KdcacheError:
             raise
         except Exception as error:  # damaged pickles raise many kinds
             raise CorruptError(
-                f"{path}: cannot be read ({_first_line(error)}); {_AGAIN}"
+                f"{path}: cannot be read ({_first_line(error)}); {advice}"
             ) from error
         metrics = folder / METRICS
-        if not metrics.exists() or metrics.stat().st_size < metrics_bytes:
+        if metrics_bytes and (not metrics.exists() or metrics.stat().st_size < metrics_bytes):
             raise CorruptError(f"{metrics}: shorter than at the last checkpoint; {_AGAIN}")
-        os.truncate(metrics, metrics_bytes)
-        return epoch
+        return metrics_bytes
+
+    def _count_on(self, state: dict[str, Any], rank: int, world: int) -> None:
+        """Take over counts; where there were other ranks, each has the mean of their sums."""
+        totals = state["totals"]
+        self.counts.totals.copy_(totals[rank] if len(totals) == world else totals.mean(0))
+        self.counts.step, self.counts.best = int(state["step"]), dict(state["best"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoints, the newest last."""
+    found = (folder / CHECKPOINTS).glob("step-*.pt")
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    for old in checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def start_afresh(folder: Path, *, metrics_bytes: int, keep: int) -> None:
+    """Remove what a killed run wrote after its last checkpoint, or had not finished."""
+    _remove_old(folder, keep)
+    for place in (folder, folder / CHECKPOINTS):
+        for path in place.glob(f".*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+    if (folder / METRICS).exists():
+        os.truncate(folder / METRICS, metrics_bytes)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -114,61 +165,3 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"{path}: cannot be written: {_first_line(error)}; free space or permissions, then "
             "go on with --resume"
         ) from error
-
-
-def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
-    """Make a run's folder, or check that the one there is this run's.
-
-    Raises:
-        UsageError: the folder holds a run and resume is not set, or it is of other settings.
-        CorruptError: the settings there cannot be read.
-    """
-    path = folder / CONFIG
-    text = json.dumps(config, indent=1, sort_keys=True)
-    if path.exists():
-        if not resume:
-            raise UsageError(f"{folder}: holds a run; go on with --resume, or name another folder")
-        found = _read_config(path)
-        differing = [
-            f"{name} {found.get(name)}, this one has {config.get(name)}"
-            for name in sorted(config.keys() | found.keys())
-            if config.get(name) != found.get(name)
-        ]
-        if differing:
-            raise UsageError(
-                f"{folder}: holds a run with {'; with '.join(differing)}; resume with the same "
-                "settings, or name another folder"
-            )
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        leftover = f".{CONFIG}."  # of a writer that was killed
-        if any(not e.name.startswith((leftover, LOCK)) for e in folder.iterdir()):
-            raise UsageError(f"{folder}: holds other files; name an empty folder for the run")
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
-    write_atomically(path, lambda partial: partial.write_text(text))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise CorruptError(f"{path}: no readable settings: {error}; {_AGAIN}") from error
-
-
-def save_weights(folder: Path, network: nn.Module, *, metadata: dict[str, Any]) -> Path:
-    """Write the final weights as safetensors; return their path.
-
-    metadata: stands in the file as one JSON text, since safetensors writes several in any order.
-    """
-    path = folder / WEIGHTS
-    notes = {"kdcache": json.dumps(metadata, sort_keys=True)}
-    plain = network.cpu().to(memory_format=torch.contiguous_format)
-
-    def write(partial: Path) -> None:
-        save_model(plain, str(partial), notes)
-        shutil.copymode(folder / CONFIG, partial)  # safetensors makes files for their owner alone
-
-    write_atomically(path, write)
-    return path

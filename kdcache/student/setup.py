@@ -1,31 +1,64 @@
-"""From paths and settings to a run: which stream a student learns from, and is measured on."""
+"""From paths and settings to a run: what a student learns from, and is measured on.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+What `learn` names, after the paper (Beyer et al. 2022, arXiv:2106.05237, section 3.2):
+
+    cache               the cached views, whatever their recipe
+    function-matching   the cached views, which must be mixed
+    consistent          the cached views, which must not be
+    fixed               fresh views, each with the target of its image's first cached view
+    independent         fresh views, each with the target of another cached view of its image
+    online              fresh views, each looked at by the teacher itself
+    labels              fresh views with their labels, no teacher
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
-from kdcache.cache.store import Cache, open_cache
+from torch import nn
+
+from kdcache.cache.store import Cache, is_cache, open_cache
+from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
-from kdcache.models.specs import open_device
-from kdcache.models.teacher import Preprocessing
+from kdcache.models.specs import build_network, load_matching
+from kdcache.models.teacher import Preprocessing, Teacher, TeacherSpec
+from kdcache.precompute.prepare import check_same, describe_cache, prepare_cache
+from kdcache.precompute.span import Job
+from kdcache.processes import StopRequest
 from kdcache.recipe.schema import Recipe
-from kdcache.replay.open import fixed_stream, label_stream, replay_stream
+from kdcache.replay.open import (
+    fixed_stream,
+    fresh_stream,
+    independent_stream,
+    label_stream,
+    replay_stream,
+)
 from kdcache.replay.stream import ReplayStream, StreamOptions
-from kdcache.student.config import TrainConfig
-from kdcache.student.loop import Run
+from kdcache.student.config import TrainConfig, usual_lanes
+from kdcache.student.folder import read_config
+from kdcache.student.objective import Objective
+from kdcache.student.run import Run
+from kdcache.student.supply import Supplier
+from kdcache.student.world import World, alone_on
+
+REPLAYED = frozenset({"cache", "function-matching", "consistent"})
+TEACHER_BATCH = 256  # as precompute's
 
 
 @dataclass(frozen=True)
 class Sources:
     """Where a run's data lie.
 
-    data: folder or dataset.json of the images. cache: targets; None when labels teach. recipe: of
-    the views, where they are not the cache's. val_data, val_cache: of validation; val_cache holds
-    one view of each image, which the student is measured on.
+    data: folder or dataset.json of the images. cache: targets; None where none are stored. recipe:
+    of the views, where they are not the cache's. val_data, val_cache: of validation; val_cache
+    holds one view of each image, which the student is measured on. init: first weights of the
+    student, as far as they fit. teacher: looks at views online, or makes those that the cache
+    lacks. views: of the cache that it is to make, where there is none.
     """
 
     data: Path
@@ -33,6 +66,18 @@ class Sources:
     recipe: Recipe | None = None
     val_data: Path | None = None
     val_cache: Path | None = None
+    init: Path | None = None
+    teacher: TeacherSpec | None = None
+    views: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What the sources hold. teacher: loaded, if the run needs it."""
+
+    dataset: Dataset
+    cache: Cache | None
+    teacher: Teacher | None
 
 
 def make_run(
@@ -40,50 +85,42 @@ def make_run(
     sources: Sources,
     *,
     folder: Path,
-    device: str = "cpu",
+    world: World | None = None,
     max_reuse: float | None = None,
+    unfit: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Return the run of these settings over these data, opened and checked.
 
-    max_reuse: greatest number of times that a stored view may be used; None allows any.
+    world: the processes that train; None is this one on the CPU. max_reuse: greatest number of
+    times that a stored view may be used; None allows any. unfit: told which first weights do not
+    fit the student.
 
     Raises:
         UsageError: settings and data contradict each other.
         MismatchError: data and caches do not belong together.
         IncompleteError: views that the epochs need are not computed.
     """
-    dataset = load_dataset(sources.data)
-    cache = None if sources.cache is None else open_cache(sources.cache)
-    stream = _stream(config, dataset, cache=cache, recipe=sources.recipe)
-    reuse = reuse_factor(config, stream)
-    if max_reuse is not None and not max_reuse > 0:
-        raise UsageError(f"--max-reuse {max_reuse:g}: expected a number above 0")
-    if max_reuse is not None and reuse is not None and reuse > max_reuse:
-        raise UsageError(
-            f"{config.epochs} epochs over {stream.num_views} stored views use each {reuse:g} "
-            f"times, more than --max-reuse {max_reuse:g}; precompute more views, or train less"
-        )
-    num_classes = dataset.num_classes if cache is None else cache.info.num_classes
-    if num_classes is None:
-        raise UsageError(f"{dataset.root}: has no classes to learn")
-    validation, val_ids = _validation(config, sources, num_classes=num_classes)
+    world, stop = world or alone_on("cpu"), StopRequest()
+    config = _settle(config, folder, world)
+    opened = _open(config, sources, world)
+    stream = _stream(config, sources, opened=opened, world=world, stop=stop)
+    _check_reuse(config, stream, max_reuse=max_reuse)
+    num_classes = _num_classes(config, opened, stream)
+    measured = _validation(config, sources, num_classes=num_classes, world=world)
+    online = config.learn == "online"
     return Run(
         config=config,
-        preprocessing=_preprocessing(config, cache),
+        network=lambda: _first_network(config, sources, num_classes, unfit),
+        objective=Objective(config, opened.teacher if online else None),
+        preprocessing=_preprocessing(config, opened),
         num_classes=num_classes,
         stream=stream,
-        validation=validation,
+        validation=measured.open_stream,
+        class_names=measured.class_names,
         folder=folder,
-        device=open_device(device),
-        provenance={
-            "dataset": dataset.id,
-            "recipe": stream.recipe.canonical(),
-            "cache": None if cache is None else cache.info.id,
-            "labels": content_digest(dataset.labels.tobytes())
-            if config.learn == "labels"
-            else None,
-            **val_ids,
-        },
+        world=world,
+        provenance=_provenance(config, sources, opened=opened, stream=stream) | dict(measured.ids),
+        stop=stop,
     )
 
 
@@ -92,8 +129,116 @@ def reuse_factor(config: TrainConfig, stream: ReplayStream) -> float | None:
     return None if stream.num_views is None else config.epochs / stream.num_views
 
 
+def _settle(config: TrainConfig, folder: Path, world: World) -> TrainConfig:
+    """Return the settings with lanes: those given, those of the run there, or the usual ones."""
+    lanes = config.lanes
+    if lanes is None:
+        found = read_config(folder) or {}
+        same = found.get("batch_size") == config.batch_size
+        lanes = found.get("lanes") if same else usual_lanes(config.batch_size, world.size)
+    share = config.batch_size // world.size
+    if config.accumulate > share:
+        raise UsageError(
+            f"--accumulate {config.accumulate}: each of {world.size} processes has {share} samples "
+            "of a step, which make no more parts"
+        )
+    return config.model_copy(update={"lanes": lanes})
+
+
+def _check_reuse(config: TrainConfig, stream: ReplayStream, *, max_reuse: float | None) -> None:
+    reuse = reuse_factor(config, stream)
+    if max_reuse is not None and not max_reuse > 0:
+        raise UsageError(f"--max-reuse {max_reuse:g}: expected a number above 0")
+    if max_reuse is not None and reuse is not None and reuse > max_reuse:
+        raise UsageError(
+            f"{config.epochs} epochs over {stream.num_views} stored views use each {reuse:g} "
+            f"times, more than --max-reuse {max_reuse:g}; precompute more views, or train less"
+        )
+
+
+def _num_classes(config: TrainConfig, opened: _Opened, stream: ReplayStream) -> int:
+    dataset, cache, teacher = opened.dataset, opened.cache, opened.teacher
+    num_classes = dataset.num_classes
+    if cache is not None:
+        num_classes = cache.info.num_classes
+    elif teacher is not None:
+        num_classes = teacher.num_classes(stream.recipe.size)
+    if num_classes is None:
+        raise UsageError(f"{dataset.root}: has no classes to learn")
+    if config.label_weight > 0:
+        if dataset.num_classes != num_classes:
+            raise UsageError(
+                f"--label-weight: the dataset has {dataset.num_classes or 'no'} classes, the "
+                f"teacher {num_classes}: its labels mean something else; leave this out"
+            )
+        if unlabelled := int((dataset.labels < 0).sum()):
+            raise UsageError(f"--label-weight: {unlabelled} samples have no label; leave this out")
+    return num_classes
+
+
+def _first_network(
+    config: TrainConfig, sources: Sources, num_classes: int, unfit: Callable[[str], None]
+) -> nn.Module:
+    network = build_network(config.student, num_classes=num_classes)
+    if sources.init is not None and (left := load_matching(network, sources.init)):
+        unfit(f"{sources.init}: {left}; the rest of the student starts from it")
+    return network
+
+
+# --- what is learned from ------------------------------------------------------------------
+
+
+def _open(config: TrainConfig, sources: Sources, world: World) -> _Opened:
+    dataset = load_dataset(sources.data)
+    online, replayed = config.learn == "online", config.learn in REPLAYED
+    teacher = None
+    if sources.teacher is not None:
+        if not online and not (replayed and sources.cache is not None):
+            raise UsageError(
+                f"--teacher: makes what a cache of views lacks, but there is no --cache, or its "
+                f"views are not replayed ({config.learn}); leave it out"
+            )
+        spec = sources.teacher
+        num_classes = spec.num_classes or dataset.num_classes
+        teacher = replace(spec, num_classes=num_classes).load(str(world.device))
+    elif online:
+        raise UsageError("to learn online, give a teacher (--teacher)")
+    if sources.cache is None:
+        return _Opened(dataset, None, teacher)
+    if online:
+        raise UsageError("to learn online, give a recipe of the views, and no cache")
+    if teacher is None:
+        if sources.views is not None:
+            raise UsageError("--views: is of the cache that a --teacher makes; leave it out")
+        return _Opened(dataset, open_cache(sources.cache), None)
+    return _Opened(dataset, _written_cache(dataset, teacher, sources), teacher)
+
+
+def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cache:
+    """Return the cache that the teacher writes to: the one there, or a new one."""
+    path, recipe = cast(Path, sources.cache), sources.recipe
+    other_classes = sources.teacher is not None and sources.teacher.num_classes is not None
+    if is_cache(path):
+        cache = open_cache(path)
+        info = describe_cache(
+            dataset,
+            recipe or cache.info.recipe,
+            teacher=teacher,
+            encoding=str(cache.info.encoding),
+            other_classes=other_classes,
+        )
+        check_same(cache, info)
+        return cache
+    if recipe is None or sources.views is None:
+        raise UsageError(
+            f"{path}: no cache here; to make one while training, give --recipe and --views, too"
+        )
+    info = describe_cache(dataset, recipe, teacher=teacher, other_classes=other_classes)
+    return prepare_cache(path, info, dataset=dataset, num_views=sources.views)
+
+
 def _stream(
-    config: TrainConfig, dataset: Dataset, *, cache: Cache | None, recipe: Recipe | None
+    config: TrainConfig, sources: Sources, *, opened: _Opened, world: World, stop: StopRequest
 ) -> ReplayStream:
     options = StreamOptions(
         batch_size=config.batch_size,
@@ -103,33 +248,77 @@ def _stream(
         num_workers=config.num_workers,
         first_view=config.first_view,
         views_per_load=config.views_per_load,
+        rank=world.rank,
+        world=world.size,
+        lanes=config.lanes,
     )
-    if config.learn == "labels":
+    dataset, cache, recipe = opened.dataset, opened.cache, sources.recipe
+    if config.learn in ("labels", "online"):
         if recipe is None or cache is not None:
-            raise UsageError("to learn from labels, give a recipe of the views, and no cache")
+            raise UsageError(f"to learn {_from(config)}, give a recipe of the views, and no cache")
+        if config.learn == "online":
+            return fresh_stream(dataset, options, recipe=recipe)
         return label_stream(dataset, options, recipe=recipe)
     if cache is None:
-        raise UsageError(f"to learn from {config.learn}, give a cache")
+        raise UsageError(f"to learn {_from(config)}, give a cache")
     cache.info.encoding.check_temperature(config.temperature)
     if config.learn == "fixed":
         if recipe is None:
             raise UsageError("with a fixed teacher, give a recipe of the student's views")
         return fixed_stream(cache, dataset, options, recipe=recipe)
-    if recipe is not None and recipe.id != cache.info.recipe.id:
+    if config.learn == "independent":
+        return independent_stream(cache, dataset, options, recipe=recipe)
+    _check_recipe(config, cache, recipe)
+    supply = None
+    if opened.teacher is not None:
+        source = dataset_source(dataset, cache.info.recipe)
+        batch = TEACHER_BATCH
+        job = Job(source, opened.teacher, cache, batch, False, config.num_workers)
+        supply = Supplier(job, world, stop)
+    return replay_stream(cache, dataset, options, supply=supply)
+
+
+def _from(config: TrainConfig) -> str:
+    return "online" if config.learn == "online" else f"from {config.learn}"
+
+
+def _check_recipe(config: TrainConfig, cache: Cache, recipe: Recipe | None) -> None:
+    own = cache.info.recipe
+    if recipe is not None and recipe.id != own.id:
         raise MismatchError(
-            f"{cache.path}: made with recipe {cache.info.recipe.id[:12]}, this run has "
-            f"{recipe.id[:12]}; leave --recipe out, the cache holds its own"
+            f"{cache.path}: made with recipe {own.id[:12]}, this run has {recipe.id[:12]}; leave "
+            "--recipe out, the cache holds its own"
         )
-    return replay_stream(cache, dataset, options)
+    if (config.learn == "function-matching") > (own.mix is not None):
+        raise MismatchError(
+            f"{cache.path}: its views are not mixed, as function matching asks for; learn "
+            "consistent, or take a cache of a recipe with [mix]"
+        )
+    if (config.learn == "consistent") and own.mix is not None:
+        raise MismatchError(
+            f"{cache.path}: its views are mixed: learn function-matching, or take a cache of a "
+            "recipe without [mix]"
+        )
+
+
+# --- what it is measured on ----------------------------------------------------------------
+
+
+class _Measured(NamedTuple):
+    """What a student is measured on, if on anything."""
+
+    open_stream: Callable[[], ReplayStream] | None = None
+    class_names: tuple[str, ...] | None = None
+    ids: Mapping[str, Any] = MappingProxyType({})
 
 
 def _validation(
-    config: TrainConfig, sources: Sources, *, num_classes: int
-) -> tuple[Callable[[], ReplayStream] | None, dict[str, Any]]:
+    config: TrainConfig, sources: Sources, *, num_classes: int, world: World
+) -> _Measured:
     if (sources.val_data is None) != (sources.val_cache is None):
         raise UsageError("validation needs both --val-data and --val-cache")
     if sources.val_data is None or sources.val_cache is None:
-        return None, {}
+        return _Measured()
     dataset, cache = load_dataset(sources.val_data), open_cache(sources.val_cache)
     if cache.info.num_classes != num_classes:
         raise MismatchError(
@@ -137,15 +326,55 @@ def _validation(
             f"{num_classes}; precompute validation targets with the same teacher"
         )
     options = StreamOptions(
-        batch_size=config.batch_size, shuffle=False, num_workers=config.num_workers
+        batch_size=config.batch_size,
+        shuffle=False,
+        num_workers=config.num_workers,
+        rank=world.rank,
+        world=world.size,
     )
-    replay_stream(cache, dataset, options)  # fail now, not after the first epoch
-    return lambda: replay_stream(cache, dataset, options), {"val_cache": cache.info.id}
+    stream = replay_stream(cache, dataset, options)  # fail now, not after the first epoch
+    return _Measured(
+        lambda: replay_stream(cache, dataset, options),
+        dataset.classes if stream.labels_match else None,
+        {"val_cache": cache.info.id},
+    )
 
 
-def _preprocessing(config: TrainConfig, cache: Cache | None) -> Preprocessing:
+# --- what goes with it ---------------------------------------------------------------------
+
+
+def _preprocessing(config: TrainConfig, opened: _Opened) -> Preprocessing:
     default = Preprocessing()
-    if cache is not None:
-        teacher = cache.info.teacher
+    if opened.cache is not None:
+        teacher = opened.cache.info.teacher
         default = Preprocessing(tuple(teacher["mean"]), tuple(teacher["std"]))
+    elif opened.teacher is not None:
+        default = opened.teacher.preprocessing
     return Preprocessing(config.mean or default.mean, config.std or default.std)
+
+
+def _provenance(
+    config: TrainConfig, sources: Sources, *, opened: _Opened, stream: ReplayStream
+) -> dict[str, Any]:
+    """Return the ids of what the run learns from."""
+    cache, dataset, taught = opened.cache, opened.dataset, None
+    if cache is not None:
+        taught = {name: cache.info.teacher[name] for name in ("id", "spec")}
+    elif opened.teacher is not None:
+        taught = {name: opened.teacher.description[name] for name in ("id", "spec")}
+    with_labels = config.learn == "labels" or config.label_weight > 0
+    return {
+        "dataset": dataset.id,
+        "recipe": stream.recipe.canonical(),
+        "cache": None if cache is None else cache.info.id,
+        "teacher": taught,
+        "labels": content_digest(dataset.labels.tobytes()) if with_labels else None,
+        "init": None if sources.init is None else _file_digest(sources.init),
+    }
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return f"{content_digest(path.read_bytes()):016x}"
+    except OSError as error:
+        raise UsageError(f"{path}: no weights to start from: {error.strerror}") from error

@@ -16,7 +16,7 @@ from torch import nn
 from kdcache.errors import CorruptError, UsageError
 from kdcache.models.specs import build_network, load_weights
 from kdcache.models.teacher import Preprocessing, Triple
-from kdcache.student.checkpoint import WEIGHTS
+from kdcache.student.folder import WEIGHTS
 
 NOTES = "kdcache"  # the name of what is known, in the files written
 
@@ -81,11 +81,11 @@ class Trained:
     preprocessing: Preprocessing
 
 
-def load_trained(path: Path, given: Facts) -> Trained:
+def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> Trained:
     """Return the student of a run's folder or of a weights file.
 
     given: what the user says, for what the file does not. size and spec may differ from the file's:
-    images of another size may serve, and modules move.
+    images of another size may serve, and modules move. fallback: for what neither says.
 
     Raises:
         UsageError: the weights are missing, cannot be read, do not fit or are not known enough.
@@ -105,7 +105,9 @@ def load_trained(path: Path, given: Facts) -> Trained:
             f"{weights}: its network is made by code, {noted.student}, which runs only when you "
             f"name it; repeat the command with --student {noted.student}"
         )
-    known = noted.model_dump(exclude_none=True) | given.model_dump(exclude_none=True)
+    known: dict[str, Any] = {}
+    for facts in (fallback or Facts(), noted, given):
+        known |= facts.model_dump(exclude_none=True)
     absent = [f"--{name.replace('_', '-')}" for name in Facts.model_fields if name not in known]
     if absent:
         raise UsageError(f"{weights}: does not say all of its student; add {', '.join(absent)}")

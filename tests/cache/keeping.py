@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,22 @@ def _run_until(change: int, root: Path, run: Callable[[Path], object]) -> None:
 
 
 def killed_runs(
-    root: Path, prepare: Callable[[Path], object], run: Callable[[Path], object]
+    root: Path,
+    prepare: Callable[[Path], object],
+    run: Callable[[Path], object],
+    *,
+    start: Callable[..., BaseProcess] = tiny.start,
 ) -> Iterator[Path]:
     """Yield folders in which a run was killed before its first change of a file, its second, ….
 
-    prepare makes what the run, which gets the same folder, starts from.
+    prepare makes what the run, which gets the same folder, starts from. start: runs it in a child.
     """
     for first in range(0, 1000, 2):  # two at a time
         folders = [root / f"killed{first + number}" for number in range(2)]
         for folder in folders:
             prepare(folder)
         children = [
-            tiny.start(_run_until, first + number, folder, run)
-            for number, folder in enumerate(folders)
+            start(_run_until, first + number, folder, run) for number, folder in enumerate(folders)
         ]
         for child in children:
             child.join()

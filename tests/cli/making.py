@@ -90,6 +90,27 @@ def interrupted_student(num_classes: int) -> nn.Module:
     return _InterruptedStudent(*nets.small(num_classes))
 
 
+SIGNALLED: tuple[int, int] | None = None  # tests set it: a batch, and a signal
+
+
+class _SignalledStudent(nn.Sequential):
+    """A network during whose batch of that number this process gets a signal."""
+
+    calls = 0
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        self.calls += len(images_N3HW) > 1
+        if SIGNALLED is not None and self.calls == SIGNALLED[0]:
+            os.kill(os.getpid(), SIGNALLED[1])
+        logits: Tensor = super().forward(images_N3HW)
+        return logits
+
+
+def signalled_student(num_classes: int) -> nn.Module:
+    """Return the small student, asked to stop."""
+    return _SignalledStudent(*nets.small(num_classes))
+
+
 TERMINATE_AT: int | None = None  # tests set it
 
 
@@ -143,15 +164,6 @@ def nan_logits() -> nn.Module:
     teacher = tiny.linear_teacher()
     next(teacher.parameters()).data[0] = float("nan")
     return teacher
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return all files below a folder but locks, which hold nothing."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def check_refusal(outcome: Outcome, code: int, *words: str) -> None:

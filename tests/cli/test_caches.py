@@ -10,7 +10,8 @@ from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, files_of, write_recipe, write_weights
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
+from tests.tiny import files_of
 
 OBJECT = "values/c/1/0/0/0"
 

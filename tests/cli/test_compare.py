@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Run
-from tests.cli.making import check_refusal, files_of
+from tests.cli.making import check_refusal
 from tests.report.making import SETTINGS, metrics, write_run
+from tests.tiny import files_of
 
 OTHER_ID = "c2" * 32
 

@@ -11,7 +11,8 @@ from kdcache.data.document import load_dataset
 from kdcache.identity import sample_uid
 from tests import photos, tiny
 from tests.cli.conftest import Run
-from tests.cli.making import PLAIN, TEACHER, files_of, write_recipe
+from tests.cli.making import PLAIN, TEACHER, write_recipe
+from tests.tiny import files_of
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -88,36 +88,47 @@ def test_a_run_of_a_torchvision_student_needs_no_name(measure: Measure, tmp_path
     assert found["kl_nats"] is not None
 
 
-def test_code_that_a_file_names_is_never_imported(measure: Measure, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        ("evil_student:factory", 2, "repeat the command with --student evil_student:factory"),
+        ("torchvision", 5, "expected torchvision:NAME"),
+        ("", 5, "expected torchvision:NAME"),
+        ("torchvision :x", 5, "expected torchvision:NAME"),
+    ],
+)
+def test_code_that_a_file_names_is_never_imported(
+    measure: Measure, tmp_path: Path, spec: str, code: int, words: str
+) -> None:
     (tmp_path / "evil_student.py").write_text("raise SystemExit('run')")
-    for spec in ("evil_student:factory", "torchvision", "", "torchvision :x"):
-        path = write_student(tmp_path / "student.safetensors", STUDENT, student=spec)
-        sys.path.insert(0, str(tmp_path))
-        try:
-            outcome = measure(path)
-        finally:
-            sys.path.remove(str(tmp_path))
-        check_refusal(outcome, 2, repr(spec), "name it with --student")
-        assert "evil_student" not in sys.modules
+    path = write_student(tmp_path / "student.safetensors", STUDENT, student=spec)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        outcome = measure(path)
+    finally:
+        sys.path.remove(str(tmp_path))
+    check_refusal(outcome, code, words)
+    assert "evil_student" not in sys.modules
 
 
 @pytest.mark.parametrize(
-    ("notes", "words"),
+    ("notes", "code", "words"),
     [
-        ({}, "does not say which network it is of; name it with --student"),
-        ({"size": 3}, "does not say which network"),
-        ({"student": 3}, "its kdcache notes are damaged: student: "),
-        ({"student": TORCHVISION, "mean": [0.1]}, "its kdcache notes are damaged: mean"),
-        ({"student": TORCHVISION, "std": [0, 0, 0]}, "expected finite numbers, std above 0"),
-        ({"student": "torchvision:resnet"}, "torchvision has no model 'resnet'"),
-        ({"student": "torchvision:resnet18"}, "weights do not fit the model"),
+        ({}, 2, "does not say all of its student; add --student"),
+        ({"size": 3}, 2, "does not say all of its student; add --student"),
+        ({"student": 3}, 5, "its metadata cannot be read: student: "),
+        ({"student": TORCHVISION, "mean": [0.1]}, 5, "its metadata cannot be read: mean"),
+        ({"student": TORCHVISION, "std": [0, 0, 0]}, 2, "expected finite numbers, std above 0"),
+        ({"student": "torchvision:resnet"}, 2, "torchvision has no model 'resnet'"),
+        ({"student": "torchvision:resnet18"}, 2, "weights do not fit the model"),
+        ({"student": TORCHVISION, "num_classes": 7}, 2, "weights do not fit the model"),
     ],
 )
 def test_notes_that_do_not_serve_are_refused(
-    measure: Measure, tmp_path: Path, notes: dict[str, object], words: str
+    measure: Measure, tmp_path: Path, notes: dict[str, object], code: int, words: str
 ) -> None:
     path = write_student(tmp_path / "student.safetensors", TORCHVISION, **notes)
-    check_refusal(measure(path), 2, str(path) if "its kdcache" in words else "", words)
+    check_refusal(measure(path), code, str(path) if "metadata" in words else "", words)
 
 
 def test_classes_are_written_beside_the_scalars(

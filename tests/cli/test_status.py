@@ -25,7 +25,8 @@ from kdcache.precompute.engines import run_inline
 from kdcache.precompute.span import run_span
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import check_refusal, files_of
+from tests.cli.making import check_refusal
+from tests.tiny import files_of
 
 RECIPE = tiny.make_recipe()
 

@@ -14,8 +14,9 @@ from kdcache.replay.stream import StreamOptions
 from tests import tiny
 from tests.cache.keeping import disk_of, flip
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, files_of, write_recipe
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
 from tests.replay.streaming import digests
+from tests.tiny import files_of
 
 OBJECT, RECORD = "values/c/1/0/0/0", "commits/1-0.json"
 

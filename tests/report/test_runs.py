@@ -16,14 +16,15 @@ from kdcache.errors import CorruptError, UsageError
 from kdcache.report import runs
 from kdcache.report.curves import COLOURS, draw_curves
 from kdcache.report.runs import Line, differing, read_metrics, read_run, run_names
-from kdcache.student import checkpoint
+from kdcache.student.checkpoint import METRICS
+from kdcache.student.folder import CONFIG
 from tests.report.making import SETTINGS, metrics, write_run
 
 # --- reading -------------------------------------------------------------------------------
 
 
 def test_the_files_are_those_that_training_writes() -> None:
-    assert (runs.CONFIG, runs.METRICS) == (checkpoint.CONFIG, checkpoint.METRICS)
+    assert (runs.CONFIG, runs.METRICS) == (CONFIG, METRICS)
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import torch
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.teacher import Teacher, load_teacher
-from kdcache.student.checkpoint import METRICS, STATE, WEIGHTS
+from kdcache.student.checkpoint import METRICS, checkpoints
 from kdcache.student.config import make_config
-from kdcache.student.loop import Run
+from kdcache.student.folder import WEIGHTS
+from kdcache.student.run import MEASURED, Run
 from kdcache.student.setup import Sources, make_run
+from kdcache.student.world import World
 from tests import tiny
 
 CENTRE = {"crop": {"law": "centre", "resize": 14}, "flip": None, "mix": None}
@@ -37,7 +39,13 @@ def make_sources(dataset: Dataset, cache: Path | None, **other: Any) -> Sources:
 
 
 def run_of(
-    folder: Path, sources: Sources, *, max_reuse: float | None = None, **changes: Any
+    folder: Path,
+    sources: Sources,
+    *,
+    world: World | None = None,
+    max_reuse: float | None = None,
+    unfit: Callable[[str], None] = lambda _: None,
+    **changes: Any,
 ) -> Run:
     """Return a short run of the small student."""
     values = {
@@ -49,7 +57,8 @@ def run_of(
         "window": 3,
         **changes,
     }
-    return make_run(make_config(**values), sources, folder=folder, max_reuse=max_reuse)
+    config = make_config(**values)
+    return make_run(config, sources, folder=folder, world=world, max_reuse=max_reuse, unfit=unfit)
 
 
 class KilledError(Exception):
@@ -67,14 +76,14 @@ def kill_after(epoch: int) -> Callable[[dict[str, Any]], None]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run, but for its speed."""
+    """Return the metrics of a run, but for what they measure of the machine."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """Return a run's checkpoint, but for the length of its metrics, which hold speeds."""
-    state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+    """Return a run's newest checkpoint, but for the length of its metrics, which hold speeds."""
+    state: dict[str, Any] = torch.load(checkpoints(folder)[-1], weights_only=True)
     state.pop("metrics_bytes")
     return state
 
@@ -84,10 +93,18 @@ def weights_of(folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return all files below a folder but locks, which hold nothing."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+def assert_equal(found: Any, expected: Any) -> None:
+    """Compare nested states, tensors bit for bit."""
+    assert type(found) is type(expected)
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for key in found:
+            assert_equal(found[key], expected[key])
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_equal(ours, theirs)
+    elif isinstance(found, torch.Tensor):
+        assert torch.equal(found, expected)
+    else:
+        assert found == expected

@@ -104,3 +104,15 @@ def contrast(num_classes: int) -> nn.Module:
 def noisy(num_classes: int) -> nn.Module:
     """Return a student that agrees with the contrast teacher on some images."""
     return Contrast(num_classes, noise=1.0)
+
+
+def plain(num_classes: int) -> nn.Module:
+    """Return a network that treats each image alone: no batch statistics, no random numbers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+        nn.Linear(72, num_classes),
+    )

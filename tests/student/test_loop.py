@@ -19,17 +19,19 @@ from kdcache.models.specs import build_network, load_weights
 from kdcache.models.teacher import Preprocessing
 from kdcache.replay.open import replay_stream
 from kdcache.replay.stream import StreamOptions
-from kdcache.student.checkpoint import CONFIG, METRICS, STATE, WEIGHTS
+from kdcache.student.checkpoint import CHECKPOINTS, METRICS, checkpoints
+from kdcache.student.folder import BEST, CLASSES, CONFIG, WEIGHTS
 from kdcache.student.loop import train
 from kdcache.student.losses import sparse_kl
 from kdcache.student.setup import Sources, reuse_factor
+from kdcache.student.step import step_seed
 from tests import tiny
 from tests.student.making import (
     UNMIXED,
     KilledError,
+    assert_equal,
     centre_cache,
     contrast_teacher,
-    files_of,
     kill_after,
     make_sources,
     metrics_of,
@@ -37,6 +39,7 @@ from tests.student.making import (
     state_of,
     weights_of,
 )
+from tests.tiny import files_of
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +136,10 @@ def test_the_first_steps_are_adamw_on_the_kl_of_replayed_views(
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=6)
-    options = StreamOptions(batch_size=7, num_epochs=2, seed=1, window=3)
+    options = StreamOptions(batch_size=7, num_epochs=2, seed=1, window=3, lanes=7)
     losses = []
-    for batch in replay_stream(open_cache(complete), dataset, options):
+    for step, batch in enumerate(replay_stream(open_cache(complete), dataset, options)):
+        torch.manual_seed(step_seed(1, step, 0))  # for dropout
         logits = network(batch.pixels.float() / 255)
         loss = sparse_kl(logits, batch.target(2.0), temperature=2.0).mean()
         optimizer.zero_grad()
@@ -172,7 +176,7 @@ def test_each_epoch_has_a_line_of_metrics(undisturbed: Path) -> None:
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
     for line in lines:
         assert line.keys() == {
-            "epoch", "loss", "learning_rate", "images_per_s",
+            "epoch", "step", "loss", "grad_norm", "learning_rate", "images_per_s", "wait_share",
             "val_samples", "val_top1", "val_kl_nats", "val_agreement", "val_calibration_error",
         }  # fmt: skip
         assert line["val_samples"] == 24
@@ -183,7 +187,8 @@ def test_each_epoch_has_a_line_of_metrics(undisturbed: Path) -> None:
 
 
 def test_a_run_leaves_its_settings_metrics_checkpoint_and_weights(undisturbed: Path) -> None:
-    assert set(files_of(undisturbed)) == {CONFIG, METRICS, STATE, WEIGHTS}
+    kept = {f"{CHECKPOINTS}/step-{step:09d}.pt" for step in (12, 15)}
+    assert set(files_of(undisturbed)) == {CONFIG, METRICS, WEIGHTS, BEST, CLASSES, *kept}
 
 
 def test_the_settings_name_what_was_learned_from(
@@ -212,6 +217,7 @@ def test_the_final_weights_load_back_and_give_equal_logits(
             "size": 12,
             "mean": [0.0, 0.0, 0.0],
             "std": [1.0, 1.0, 1.0],
+            "step": 3,
         }
 
 
@@ -243,7 +249,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_result(
     train(run_of(folder, sources, **changes), resume=True)
     assert weights_of(folder) == weights_of(undisturbed)
     assert metrics_of(folder) == metrics_of(undisturbed)
-    _assert_equal(state_of(folder), state_of(undisturbed))
+    assert_equal(state_of(folder), state_of(undisturbed))
 
 
 def test_a_run_killed_again_and_again_gives_the_undisturbed_result(
@@ -296,23 +302,6 @@ def test_a_run_may_resume_with_other_workers(
     assert weights_of(tmp_path / "r") == weights_of(undisturbed)
 
 
-def _assert_equal(found: Any, expected: Any) -> None:
-    """Compare nested states, tensors bit for bit."""
-    assert type(found) is type(expected)
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for key in found:
-            _assert_equal(found[key], expected[key])
-    elif isinstance(found, list | tuple):
-        assert len(found) == len(expected)
-        for ours, theirs in zip(found, expected, strict=True):
-            _assert_equal(ours, theirs)
-    elif isinstance(found, torch.Tensor):
-        assert torch.equal(found, expected)
-    else:
-        assert found == expected
-
-
 # --- refusals ------------------------------------------------------------------------------
 
 
@@ -337,7 +326,9 @@ def test_a_folder_with_a_run_is_refused_without_resume(done: Path, sources: Sour
 
 def test_other_settings_are_refused_by_name(done: Path, sources: Sources) -> None:
     run = run_of(done, sources, save_every=2, batch_size=6, clip=2.0)
-    words = r"batch_size 7, this one has 6; with clip 1\.0, this one has 2\.0; resume with the same"
+    words = (
+        r"batch_size 7, this one has 6; with clip 1\.0, this one has 2\.0; .* resume with the same"
+    )
     _refused(done, UsageError, words, run, resume=True)
 
 
@@ -381,20 +372,28 @@ def test_a_student_that_does_not_fit_is_refused_and_leaves_no_folder(
     assert not (tmp_path / "r").exists()
 
 
+def _only_newest(folder: Path) -> list[Path]:
+    """Remove all checkpoints but the newest; return it."""
+    *older, newest = checkpoints(folder)
+    for path in older:
+        path.unlink()
+    return [newest]
+
+
 @pytest.mark.parametrize("size", [0, 100, 1 << 30])
 def test_a_cut_checkpoint_is_corrupt(done: Path, sources: Sources, size: int) -> None:
-    path = done / STATE
+    (path,) = _only_newest(done)
     data = path.read_bytes()
     path.write_bytes(data[: min(size, len(data) - 1)])
     run = run_of(done, sources, save_every=2)
-    _refused(done, CorruptError, f"{STATE}: cannot be read .* train again", run, resume=True)
+    _refused(done, CorruptError, f"{path.name}: cannot be read .* train again", run, resume=True)
 
 
 def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(
     done: Path, sources: Sources, undisturbed: Path
 ) -> None:
     """Torch's own reader lets flipped weights through."""
-    path, rng = done / STATE, np.random.default_rng(0)
+    path, rng = checkpoints(done)[-1], np.random.default_rng(0)
     whole, expected = path.read_bytes(), files_of(undisturbed)
     lines = []
     for at in rng.choice(len(whole), 60, replace=False).tolist():
@@ -410,21 +409,25 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_harmless(
 
 
 def test_a_foreign_checkpoint_is_corrupt(done: Path, sources: Sources) -> None:
-    torch.save({"epoch": 1}, done / STATE)
+    torch.save({"epoch": 1}, checkpoints(done)[-1])
     run = run_of(done, sources, save_every=2)
-    _refused(done, CorruptError, f"{STATE}: cannot be read", run, resume=True)
+    words = r"step-000000015\.pt: cannot be read .* delete it to go on from step-000000012\.pt"
+    _refused(done, CorruptError, words, run, resume=True)
 
 
 def test_a_checkpoint_is_loaded_without_running_code(done: Path, sources: Sources) -> None:
-    torch.save({"epoch": Path("/")}, done / STATE)
+    torch.save({"epoch": Path("/")}, checkpoints(done)[-1])
     run = run_of(done, sources, save_every=2)
-    _refused(done, CorruptError, f"{STATE}: cannot be read", run, resume=True)
+    words = r"step-000000015\.pt: cannot be read .* delete it to go on from step-000000012\.pt"
+    _refused(done, CorruptError, words, run, resume=True)
 
 
 def test_damaged_settings_are_corrupt(done: Path, sources: Sources) -> None:
-    (done / CONFIG).write_text('{"student": ')
     run = run_of(done, sources, save_every=2)
+    (done / CONFIG).write_text('{"student": ')
     _refused(done, CorruptError, f"{CONFIG}: ", run, resume=True)
+    with pytest.raises(CorruptError, match=f"{CONFIG}: no readable settings"):
+        run_of(done, sources, save_every=2)
 
 
 def test_lost_metrics_are_corrupt(done: Path, sources: Sources) -> None:
@@ -445,12 +448,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     with pytest.raises(KilledError):
         train(good, report=kill_after(2))
     changes = {"student": "tests.student.nets:diverging"}
-    with pytest.raises(UsageError, match=r"the loss is nan; .* lower learning rate") as caught:
+    with pytest.raises(
+        UsageError,
+        match=r"the loss is nan, 9 steps .* lower learning rate.*step-000000006\.pt is of b",
+    ) as caught:
         train(run_of(tmp_path / "bad", sources, **changes))
     assert str(tmp_path / "bad") in str(caught.value)
     assert [line["epoch"] for line in metrics_of(tmp_path / "bad")] == [1, 2]
     state = state_of(tmp_path / "bad")
-    assert state["epoch"] == 2
+    assert state["step"] == 6
     for tensor in state["network"].values():
         assert bool(tensor.isfinite().all())
     assert not (tmp_path / "bad" / WEIGHTS).exists()
@@ -475,15 +481,15 @@ def test_a_full_disk_keeps_the_older_checkpoint(
     run = run_of(folder, sources, student="tests.student.nets:large")
     with pytest.raises(KilledError):
         train(run, report=kill_after(2))
-    older = (folder / STATE).read_bytes()
+    older = checkpoints(folder)[-1].read_bytes()
     assert len(older) > 1_000_000
-    child = tiny.start(_on_a_full_disk, folder, sources, 500_000, tmp_path / "told")
+    child = tiny.start_clean(_on_a_full_disk, folder, sources, 500_000, tmp_path / "told")
     child.join()
     assert child.exitcode == 0
-    assert f"{STATE}: cannot be written: " in (tmp_path / "told").read_text()
+    assert "step-000000006.pt: cannot be written: " in (tmp_path / "told").read_text()
     assert "\n" not in (tmp_path / "told").read_text()
-    assert (folder / STATE).read_bytes() == older
-    assert set(files_of(folder)) == {CONFIG, METRICS, STATE}
+    assert checkpoints(folder)[-1].read_bytes() == older
+    assert set(files_of(folder)) == {CONFIG, METRICS, f"{CHECKPOINTS}/step-000000003.pt"}
     whole = tmp_path / "whole"
     train(run_of(whole, sources, student="tests.student.nets:large"))
     train(run_of(folder, sources, student="tests.student.nets:large"), resume=True)
@@ -499,11 +505,11 @@ def test_a_full_disk_leaves_no_part_of_the_final_weights(
     expected = weights_of(folder)
     (folder / WEIGHTS).unlink()
     told = tmp_path / "told"
-    child = tiny.start(_finish_on_a_full_disk, folder, sources, len(expected) // 2, told)
+    child = tiny.start_clean(_finish_on_a_full_disk, folder, sources, len(expected) // 2, told)
     child.join()
     assert child.exitcode == 0
     assert f"{WEIGHTS}: cannot be written: " in told.read_text()
-    assert set(files_of(folder)) == {CONFIG, METRICS, STATE}
+    assert set(files_of(folder)) == {CONFIG, METRICS, f"{CHECKPOINTS}/step-000000003.pt"}
     run = run_of(folder, sources, student="tests.student.nets:large", epochs=1)
     train(run, resume=True)
     assert weights_of(folder) == expected
@@ -543,7 +549,7 @@ def test_settings_that_contradict_the_data_are_refused(
         ("cache", {"cache": None}, UsageError, "to learn from cache, give a cache"),
         ("fixed", {"cache": None, "recipe": plain}, UsageError, "from fixed, give a cache"),
         ("fixed", {"cache": centre}, UsageError, "give a recipe of the student's views"),
-        ("fixed", {"cache": centre, "recipe": mixed}, UsageError, r"leave \[mix\] out"),
+        ("fixed", {"cache": centre, "recipe": mixed}, UsageError, r"a recipe without \[mix\]"),
         ("labels", {"cache": None}, UsageError, "give a recipe of the views, and no cache"),
         ("labels", {"cache": complete, "recipe": plain}, UsageError, "and no cache"),
         ("cache", {"cache": complete, "recipe": plain}, MismatchError, "leave --recipe out"),

@@ -1,19 +1,24 @@
 import json
 import os
+import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.files import alone
+from kdcache.student.config import TrainConfig
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import check_refusal, files_of, write_recipe
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
 from tests.student.making import UNMIXED, centre_cache
+from tests.tiny import files_of
 
 STUDENT = "tests.student.nets:small"
 
@@ -87,19 +92,48 @@ def test_the_other_ways_of_learning_take_fresh_views(
 
 
 def test_every_option_reaches_the_settings(train: Train, tmp_path: Path, complete: Path) -> None:
-    given = {
-        "learning_rate": 0.5, "weight_decay": 0.25, "warmup": 0.125, "clip": 2.0,
-        "temperature": 2.0, "seed": 9, "window": 5, "first_view": 3, "precision": "bfloat16",
-        "eval_every": 2, "save_every": 2, "batch_size": 6,
+    deciding = {
+        "learning_rate": 0.5, "weight_decay": 0.25, "momentum": 0.5, "layer_decay": 0.75,
+        "optimizer": "sgd", "schedule": "linear", "warmup": 0.125, "clip": 2.0, "ema": 0.5,
+        "temperature": 2.0, "direction": "reverse", "label_weight": 0.5, "learn":
+        "function-matching", "seed": 9, "window": 5, "lanes": 3, "first_view": 3,
+        "views_per_load": 2, "precision": "bfloat16", "eval_every": 2, "batch_size": 6,
     }  # fmt: skip
-    options = [str(word) for name, value in given.items()
+    free = {"accumulate": 2, "keep": 3, "log_steps": 2, "save_every": 2, "save_steps": 3}
+    options = [str(word) for name, value in (deciding | free).items()
                for word in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
     outcome = train("--cache", complete, "--mean", "0.1,0.2,0.3", "--std", "1,2,3", *options)
-    assert outcome.code == 0
+    assert (outcome.code, outcome.stderr) == (0, "")
     found = json.loads((tmp_path / "run/config.json").read_text())
-    assert {name: found[name] for name in given} == given
+    assert {name: found[name] for name in deciding} == deciding
     assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [1, 2, 3])
-    assert (found["student"], found["epochs"], found["learn"]) == (STUDENT, 2, "cache")
+    assert (found["student"], found["epochs"]) == (STUDENT, 2)
+    session = json.loads((tmp_path / "run/sessions.jsonl").read_text())
+    assert {name: session[name] for name in free} == free
+    assert (session["num_workers"], session["processes"], session["step"]) == (0, 1, 0)
+    assert session["versions"].keys() >= {"torch", "kdcache", "numpy"}
+    named = {*deciding, *free, "student", "epochs", "mean", "std", "num_workers", "compile"}
+    assert named == set(TrainConfig.model_fields)
+
+
+def test_a_run_explains_itself(
+    train: Train, tmp_path: Path, complete: Path, centre: Path, dataset: Dataset
+) -> None:
+    options = ["--val-data", dataset.root, "--val-cache", centre, "--tensorboard"]
+    assert train("--cache", complete, *options).code == 0
+    run = tmp_path / "run"
+    found = json.loads((run / "config.json").read_text())
+    cache = open_cache(complete)
+    assert found["dataset"] == dataset.id
+    assert found["cache"] == cache.info.id
+    assert found["teacher"] == {k: cache.info.teacher[k] for k in ("id", "spec")}
+    assert found["recipe"] == cache.info.recipe.canonical()
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "classes.csv").read_text().startswith("class,name,samples,top1,agreement")
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    names = {"config.json", "sessions.jsonl", "metrics.jsonl", "checkpoints", "best.safetensors"}
+    names |= {"student.safetensors", "classes.csv", "curves.png", "tensorboard", ".lock"}
+    assert {path.name for path in run.iterdir()} == names
 
 
 def test_a_run_is_refused_resumed_and_finished(
@@ -131,6 +165,88 @@ def test_an_interrupted_run_says_how_to_go_on(
     )
     assert not (tmp_path / "run/student.safetensors").exists()
     assert train("--cache", complete, *spec, "--resume").code == 0  # three steps: not the fifth
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_the_step_and_with_its_own_code(
+    train: Train, tmp_path: Path, complete: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Three steps make an epoch: the fifth is the second of the second."""
+    spec = ["--student", "tests.cli.making:signalled_student"]
+    monkeypatch.setattr(making, "SIGNALLED", (5, number))
+    outcome = train("--cache", complete, *spec)
+    assert outcome.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert outcome.stdout.splitlines()[-1].startswith("stopped; go on from")
+    assert (tmp_path / "run/checkpoints/step-000000005.pt").exists()
+    assert (tmp_path / "run/curves.png").exists()
+    assert train("--cache", complete, *spec, "--resume").code == 0
+    assert (tmp_path / "run/student.safetensors").exists()
+
+
+# --- teachers and first weights ------------------------------------------------------------
+
+
+def test_a_live_teacher_needs_no_cache(train: Train, fresh: Path) -> None:
+    options = ["--learn", "online", "--teacher", TEACHER, "--recipe", fresh, *PLAIN]
+    outcome = train(*options)
+    assert outcome.code == 0
+    assert "fresh views" in outcome.stdout
+
+
+def test_missing_views_are_written_through(
+    train: Train, tmp_path: Path, complete: Path, dataset: Dataset
+) -> None:
+    """The teacher's normalisation is the cache's, if it is not given."""
+    recipe = write_recipe(tmp_path / "recipe.toml", tiny.make_recipe())
+    made = ["--cache", tmp_path / "new", "--teacher", TEACHER, "--write-through"]
+    check_refusal(train(*made), 2, "no cache here; to make one while training, give --recipe and")
+    first = train(*made, "--recipe", recipe, "--views", "4", *PLAIN)
+    assert (first.code, first.stderr) == (0, "")
+    assert len(open_cache(tmp_path / "new").missing()) == 0
+    shutil.rmtree(tmp_path / "run")
+    next((tmp_path / "new/commits").glob("1-0.json")).unlink()
+    check_refusal(train("--cache", tmp_path / "new"), 4, "run kdcache precompute again")
+    assert train(*made).code == 0
+    shutil.rmtree(tmp_path / "run")
+    assert train("--cache", tmp_path / "new").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--teacher", TEACHER], "add one of them"),
+        (["--teacher", TEACHER, "--learn", "online", "--write-through"], "add one of them"),
+        (["--teacher-weights", "w.pt"], "--teacher-weights: there is no teacher; add --teacher"),
+        (["--write-through"], "--write-through: there is no teacher; add --teacher"),
+        (["--views", "4"], "--views: is of the cache that a --teacher makes"),
+        (["--label-weight", "2"], "label_weight: .* less than or equal to 1"),
+        (["--lanes", "2"], "batch_size is 7, expected a multiple of the 2 lanes"),
+        (["--accumulate", "8"], "has 7 samples of a step"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    train: Train, tmp_path: Path, complete: Path, options: list[str], words: str
+) -> None:
+    outcome = train("--cache", complete, *options)
+    assert outcome.code == 2
+    assert re.search(words, outcome.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_first_weights_that_do_not_fit_are_named(
+    train: Train, tmp_path: Path, complete: Path
+) -> None:
+    assert train("--cache", complete).code == 0
+    (tmp_path / "run").rename(tmp_path / "before")
+    weights = tmp_path / "before/student.safetensors"
+    outcome = train("--cache", complete, "--init", weights)
+    assert str(weights) not in outcome.stdout
+    shutil.rmtree(tmp_path / "run")
+    outcome = train("--cache", complete, "--init", weights, "--student", "tests.student.nets:plain")
+    assert outcome.code == 0
+    assert "shaped otherwise: 1.weight (8,) instead of" not in outcome.stdout
+    assert f"{weights}: " in outcome.stdout
+    assert "the rest of the student starts from it" in outcome.stdout
 
 
 def _hold(folder: Path, held: Path, release: Path) -> None:
@@ -244,9 +360,10 @@ def test_a_damaged_index_or_checkpoint_is_corrupt(
     outcome = train("--cache", complete, "--data", tmp_path / "data")
     check_refusal(outcome, 5, str(path), "run kdcache index again")
     assert train("--cache", complete).code == 0
-    os.truncate(tmp_path / "run/checkpoint.pt", 1000)
+    os.truncate(tmp_path / "run/checkpoints/step-000000006.pt", 1000)
     outcome = train("--cache", complete, "--resume")
-    check_refusal(outcome, 5, "checkpoint.pt: cannot be read", "train again")
+    words = "delete it to go on from step-000000003.pt"
+    check_refusal(outcome, 5, "step-000000006.pt: cannot be read", words)
 
 
 def test_tars_that_are_gone_are_a_data_error(
@@ -263,7 +380,7 @@ def test_what_the_system_refuses_is_one_line_too(
 ) -> None:
     """Metrics cannot be written where a folder stands."""
     assert train("--cache", complete).code == 0
-    for name in ("checkpoint.pt", "metrics.jsonl"):
-        (tmp_path / "run" / name).unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/metrics.jsonl").mkdir()
     check_refusal(train("--cache", complete, "--resume"), 2, str(tmp_path / "run/metrics.jsonl"))

@@ -1,0 +1,399 @@
+"""kdcache train."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcache.cli.data import Json
+from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.precompute import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, triple
+from kdcache.cli.recipe import RECIPE_HELP
+
+if TYPE_CHECKING:
+    from kdcache.models.teacher import TeacherSpec
+    from kdcache.student.run import Pace, Run
+
+
+class Learn(StrEnum):
+    """What the student learns from."""
+
+    cache = "cache"
+    function_matching = "function-matching"
+    consistent = "consistent"
+    fixed = "fixed"
+    independent = "independent"
+    online = "online"
+    labels = "labels"
+
+
+class OptimizerName(StrEnum):
+    """Who updates the weights."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+    muon = "muon"
+    soap = "soap"
+    shampoo = "shampoo"
+
+
+class ScheduleName(StrEnum):
+    """How the learning rate falls."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Direction(StrEnum):
+    """Which way the KL is taken."""
+
+    forward = "forward"
+    reverse = "reverse"
+
+
+Data = Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")]
+Student = Annotated[str, typer.Option(help="torchvision:NAME or package.module:factory.")]
+Channels = Annotated[
+    str | None, typer.Option(help="By channel, of pixels in 0 to 1; default: the teacher's.")
+]
+
+STEPS, OPTIMISER, TEACHER = "Samples and steps", "Loss and optimiser", "Teacher"
+KEEPING, COMPUTING = "Measuring and keeping", "Computing"
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
+
+def train(
+    data: Data,
+    student: Student,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    epochs: Annotated[int, typer.Option(help="Epochs; each has another view.")],
+    cache: Annotated[Path | None, typer.Option(help="The teacher's targets.")] = None,
+    learn: Annotated[
+        Learn,
+        typer.Option(
+            help="cache: the cached views, whatever their recipe; function-matching, consistent: "
+            "the same, if mixed, or not. fixed: one target an image. independent: targets of other "
+            "crops. online: the teacher looks at each view. labels: no teacher."
+        ),
+    ] = Learn.cache,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help=f"Of fresh views (fixed, independent, online, labels). {RECIPE_HELP}"),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="First weights, as far as they fit; a weights file.")
+    ] = None,
+    val_data: Annotated[Path | None, typer.Option(help="Images to measure on.")] = None,
+    val_cache: Annotated[Path | None, typer.Option(help="Their targets: one centre view.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
+    ] = False,
+    batch_size: Annotated[
+        int, _option(STEPS, "Samples of a step, over all processes and parts.")
+    ] = 256,
+    accumulate: Annotated[
+        int, _option(STEPS, "Parts in which each process computes its share of a step.")
+    ] = 1,
+    seed: Annotated[int, _option(STEPS, "Of fresh weights, order, and dropout.")] = 0,
+    first_view: Annotated[int, _option(STEPS, "View of the first epoch.")] = 0,
+    views_per_load: Annotated[
+        int, _option(STEPS, "Views made of an image each time it is decoded; divides --epochs.")
+    ] = 1,
+    max_reuse: Annotated[
+        float | None, _option(STEPS, "Refuse to use stored views more often than this.")
+    ] = None,
+    window: Annotated[int, _option(STEPS, "Blocks over which views are shuffled.")] = 16,
+    lanes: Annotated[
+        int | None,
+        _option(
+            STEPS,
+            "Parts of an epoch that processes share out; their number must divide it, and may "
+            "change on --resume. Default: near 8.",
+        ),
+    ] = None,
+    temperature: Annotated[float, _option(OPTIMISER, "Of the KL, which is times its square.")] = 1,
+    direction: Annotated[
+        Direction, _option(OPTIMISER, "KL(teacher || student), or reverse.")
+    ] = Direction.forward,
+    label_weight: Annotated[
+        float, _option(OPTIMISER, "Share of the loss that is the labels' cross-entropy, 0 to 1.")
+    ] = 0.0,
+    optimizer: Annotated[
+        OptimizerName,
+        _option(
+            OPTIMISER,
+            "muon: of matrices and convolutions, AdamW for the rest. soap, shampoo: pip install "
+            "'kdcache[optim]'.",
+        ),
+    ] = OptimizerName.adamw,
+    learning_rate: Annotated[float, _option(OPTIMISER, "The highest of the schedule.")] = 1e-3,
+    weight_decay: Annotated[
+        float,
+        _option(
+            OPTIMISER,
+            "Of matrices, not of vectors; decoupled, and times the learning rate, as torch has "
+            "it. The paper's code does not multiply by the base rate: divide its value by its "
+            "rate (1e-5 at rate 0.001 is 0.01 here).",
+        ),
+    ] = 0.01,
+    momentum: Annotated[float, _option(OPTIMISER, "Of SGD and Muon.")] = 0.9,
+    layer_decay: Annotated[
+        float, _option(OPTIMISER, "Factor of the learning rate from a layer to the one before.")
+    ] = 1.0,
+    schedule: Annotated[ScheduleName, _option(OPTIMISER, "After the warm-up.")] = (
+        ScheduleName.cosine
+    ),
+    warmup: Annotated[float, _option(OPTIMISER, "Share of the steps.")] = 0.03,
+    clip: Annotated[float, _option(OPTIMISER, "Greatest norm of the gradient.")] = 1.0,
+    ema: Annotated[
+        float | None,
+        _option(OPTIMISER, "Average the weights with this decay; they are measured and kept."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        _option(TEACHER, "torchvision:NAME or package.module:factory, for --learn online."),
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, _option(TEACHER, "Weights: safetensors, or a PyTorch state_dict.")
+    ] = None,
+    write_through: Annotated[
+        bool,
+        _option(
+            TEACHER,
+            "With --teacher and --cache: views that the cache lacks are made before the student "
+            "needs them, and stored for all who come later.",
+            "--write-through",
+        ),
+    ] = False,
+    views: Annotated[
+        int | None,
+        _option(TEACHER, "With --write-through and --recipe: make a cache of so many views."),
+    ] = None,
+    teacher_classes: Annotated[
+        int | None,
+        _option(TEACHER, "Classes of the teacher, if they are not the dataset's labels.", min=2),
+    ] = None,
+    teacher_precision: Annotated[
+        Precision | None, _option(TEACHER, "Default: the cache's, or float32.")
+    ] = None,
+    mean: Channels = None,
+    std: Channels = None,
+    eval_every: Annotated[int, _option(KEEPING, "Epochs between measurements.")] = 1,
+    save_every: Annotated[int, _option(KEEPING, "Epochs between checkpoints.")] = 1,
+    save_steps: Annotated[
+        int | None, _option(KEEPING, "Steps between checkpoints within an epoch.")
+    ] = None,
+    keep: Annotated[int, _option(KEEPING, "Newest checkpoints kept.")] = 2,
+    log_steps: Annotated[
+        int | None, _option(KEEPING, "Steps between lines of metrics within an epoch.")
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        _option(
+            KEEPING,
+            "Write metrics for TensorBoard, too: pip install 'kdcache[tensorboard]'.",
+            "--tensorboard",
+        ),
+    ] = False,
+    num_workers: Annotated[
+        int, _option(COMPUTING, "Processes that render, of each process.", "--workers")
+    ] = 2,
+    precision: Annotated[
+        Precision, _option(COMPUTING, "Of the student's arithmetic; its weights are float32.")
+    ] = Precision.float32,
+    compiled: Annotated[
+        bool, _option(COMPUTING, "Run the student through torch.compile.", "--compile")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a student.
+
+    Under torchrun, several processes train it together, with the same samples in each step.
+
+    Examples:
+
+      kdcache train --data build/photos --cache build/cache --student torchvision:resnet18
+      --epochs 300 --out build/run
+
+      torchrun --no-python --nproc-per-node 8 kdcache train … --precision bfloat16 --compile
+    """
+    given = dict(locals())
+    from kdcache.recipe.schema import load_recipe
+    from kdcache.student.config import TrainConfig, make_config
+    from kdcache.student.setup import Sources, make_run, reuse_factor
+    from kdcache.student.world import join_world
+
+    given["compile"] = compiled
+    given["mean"] = None if mean is None else triple(mean, "--mean")
+    given["std"] = None if std is None else triple(std, "--std")
+    values = {name: given[name] for name in TrainConfig.model_fields}
+    config = make_config(**{n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
+    spec = _teacher(given)
+    plan = None if recipe is None else load_recipe(recipe)
+    sources = Sources(data, cache, plan, val_data, val_cache, init, spec, views)
+    with join_world(device) as world:
+
+        def tell(text: str) -> None:
+            if world.is_first:
+                say(text, as_json=as_json)
+
+        run = make_run(config, sources, folder=out, world=world, max_reuse=max_reuse, unfit=tell)
+        tell(_describe(run))
+        last = _train_visibly(run, resume=resume, tell=tell, tensorboard=tensorboard)
+        if world.is_first:
+            value = {"run": str(out), "reuse": reuse_factor(config, run.stream), **last}
+            give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
+
+
+def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
+    """Return how the teacher is loaded; what is not said is as the cache's was.
+
+    Raises:
+        UsageError: options of a teacher are given without one.
+    """
+    from kdcache.cache.store import is_cache, open_cache
+    from kdcache.errors import UsageError
+    from kdcache.models.teacher import Preprocessing, TeacherSpec
+
+    if given["teacher"] is None:
+        for name in ("teacher_weights", "teacher_classes", "teacher_precision", "write_through"):
+            if given[name]:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option}: there is no teacher; add --teacher")
+        return None
+    online = given["learn"] is Learn.online
+    if online == given["write_through"]:
+        raise UsageError(
+            "--teacher: looks at views with --learn online, or makes those that a cache lacks with "
+            "--write-through; add one of them"
+        )
+    path = given["cache"]
+    stored: dict[str, Any] = {}
+    if path is not None and is_cache(path):
+        stored = open_cache(path).info.teacher
+    mean = given["mean"] or tuple(stored.get("mean", triple(IMAGENET_MEAN, "--mean")))
+    std = given["std"] or tuple(stored.get("std", triple(IMAGENET_STD, "--std")))
+    return TeacherSpec(
+        spec=given["teacher"],
+        weights=given["teacher_weights"],
+        num_classes=given["teacher_classes"],
+        preprocessing=Preprocessing(mean, std),
+        precision=given["teacher_precision"] or stored.get("precision", "float32"),
+    )
+
+
+def _describe(run: "Run") -> str:
+    """Return what is about to happen."""
+    from kdcache.student.setup import reuse_factor
+
+    epochs, stream, world = run.config.epochs, run.stream, run.world
+    reuse = reuse_factor(run.config, stream)
+    if reuse is None:
+        views = "fresh views"
+    elif reuse <= 1:
+        views = f"{epochs} of {stream.num_views} stored views, each used once"
+    else:
+        views = f"{stream.num_views} stored views, each used {reuse:.3g} times"
+    place = str(world.device) if world.size == 1 else f"{world.size} processes"
+    return (
+        f"{epochs} epochs of {stream.num_samples} samples on {place}; {views}; at most "
+        f"{stream.memory_bytes / 2**20:,.0f} MiB of rendered blocks"
+    )
+
+
+def _train_visibly(
+    run: "Run", *, resume: bool, tell: Callable[[str], None], tensorboard: bool
+) -> dict[str, Any]:
+    """Train, showing progress; return the last epoch's metrics."""
+    from kdcache.student.loop import train as train_student
+
+    last: dict[str, Any] = {}
+
+    def report(metrics: dict[str, Any]) -> None:
+        if "epoch" in metrics:
+            last.clear()
+            last.update(metrics)
+            tell(f"epoch {metrics['epoch']}/{run.config.epochs}: {_in_words(metrics)}")
+
+    with ExitStack() as stack:
+        reports: list[Callable[[dict[str, Any]], None]] = [report]
+        if tensorboard and run.world.is_first:
+            from kdcache.report.tensorboard import tensorboard_writer
+
+            reports.append(stack.enter_context(tensorboard_writer(run.folder)))
+
+        def report_all(metrics: dict[str, Any]) -> None:
+            for one in reports:
+                one(metrics)
+
+        progress = stack.enter_context(_Bar())
+        try:
+            train_student(
+                run,
+                resume=resume,
+                report=report_all,
+                progress=progress,
+            )
+        except KeyboardInterrupt as end:
+            _draw_curves(run)
+            tell(f"stopped; go on from {run.folder} with --resume")
+            raise typer.Exit(143 if end.args else 130) from None
+    _draw_curves(run)
+    return last
+
+
+def _in_words(metrics: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics.items()
+        if name not in ("epoch", "step")
+    )
+
+
+def _draw_curves(run: "Run") -> None:
+    """Draw the curves of a run that has any into its folder."""
+    from kdcache.report.curves import draw_curves
+    from kdcache.report.runs import read_run
+
+    if run.world.is_first and (log := read_run(run.folder)).lines:
+        draw_curves([log], run.folder / "curves.png")
+
+
+class _Bar:
+    """Shows the pace of a run from its first step on."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._pace: Pace | None = None
+        self._advance: Callable[[int], None] | None = None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, pace: "Pace") -> None:
+        self._pace = pace
+        if self._advance is None:
+            left = pace.num_steps - pace.step + 1
+            bar = progress_bar("train", left, rates=lambda *_: self._rates())
+            self._advance = self._stack.enter_context(bar)
+        self._advance(1)
+
+    def _rates(self) -> str:
+        if (pace := self._pace) is None:
+            return ""
+        memory = "" if pace.memory_bytes is None else f", {human_bytes(pace.memory_bytes)} of GPU"
+        return (
+            f"steps, {pace.images_per_s:,.0f} images/s, {pace.wait_share:.0%} waiting for data"
+            f"{memory}"
+        )
