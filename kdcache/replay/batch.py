@@ -1,5 +1,6 @@
 """What the stream hands over: uint8 pixels, labels and compact targets."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
@@ -72,19 +73,27 @@ class Batch:
             fields=None if self.fields is None else {k: v[rows] for k, v in self.fields.items()},
         )
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch with what training reads on a device, by way of pinned memory."""
+        place = torch.device(device)
 
         def move(tensor: Tensor) -> Tensor:
-            if device.type == "cuda":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)
+            if place.type == "cuda":
+                return tensor.pin_memory().to(place, non_blocking=True)
+            return tensor.to(place)
 
+        return self._with(move)
+
+    def pin_memory(self) -> Self:
+        """Return the batch with what training reads in pinned memory; DataLoader calls it."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(
             self,
-            pixels=move(self.pixels),
-            labels=move(self.labels),
-            partner_labels=move(self.partner_labels),
-            weights=move(self.weights),
-            fields=None if self.fields is None else {k: move(v) for k, v in self.fields.items()},
+            pixels=change(self.pixels),
+            labels=change(self.labels),
+            partner_labels=change(self.partner_labels),
+            weights=change(self.weights),
+            fields=None if self.fields is None else {k: change(v) for k, v in self.fields.items()},
         )

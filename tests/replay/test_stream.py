@@ -316,8 +316,8 @@ def test_a_batch_moves_with_all_that_training_reads(read_only: Cache, dataset: D
     moved = batch.to(torch.device("meta"))
     tensors = [moved.pixels, moved.labels, moved.partner_labels, moved.weights]
     assert {t.device.type for t in [*tensors, *(moved.fields or {}).values()]} == {"meta"}
-    same = batch.to(torch.device("cpu"))
-    assert digests([same]) == digests([batch])
+    for same in (batch.to(torch.device("cpu")), batch.to("cpu")):
+        assert digests([same]) == digests([batch])
 
 
 def test_temperatures_that_the_encoding_does_not_serve_are_refused(
@@ -451,6 +451,22 @@ def test_a_data_loader_without_workers_hands_the_stream_through(
 ) -> None:
     loader = DataLoader(replay(read_only, dataset), batch_size=None, collate_fn=lambda batch: batch)
     assert digests(loader) == digests(replay(read_only, dataset))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_data_loader_pins_what_training_reads_of_a_batch(
+    read_only: Cache, dataset: Dataset
+) -> None:
+    loader = DataLoader(replay(read_only, dataset), batch_size=None, pin_memory=True)
+    batches = list(loader)
+    for batch in batches:
+        tensors = [batch.pixels, batch.labels, batch.partner_labels, batch.weights]
+        assert all(t.is_pinned() for t in [*tensors, *(batch.fields or {}).values()])
+        assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+        moved = batch.to("cuda")
+        assert torch.equal(moved.pixels.cpu(), batch.pixels)
+    assert digests(batches) == digests(replay(read_only, dataset))
 
 
 def test_a_data_loader_with_workers_is_refused(read_only: Cache, dataset: Dataset) -> None:
