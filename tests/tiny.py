@@ -36,7 +36,9 @@ NUM_CLASSES = 5
 PLAIN = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 FORK = multiprocessing.get_context("fork")
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["kdcache.student.setup", "tests.student.making"])
+CLEAN.set_forkserver_preload(
+    ["kdcache.student.setup", "tests.student.making", "accelerate", "lightning", "timm"]
+)
 
 # --- images and tars -----------------------------------------------------------------------
 

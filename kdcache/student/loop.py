@@ -204,11 +204,11 @@ class _Loop:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         found = "a gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-        good = [str(path) for path in checkpoints(self._run.folder)[-1:]]
-        advice = "".join(f" {path} is of before; it may be its --init" for path in good)
+        good = checkpoints(self._run.folder)[-1:]
         raise UsageError(
-            f"{self._run.folder}: {found}, {self._state.counts.step} steps after the start; train "
-            f"a new run with a lower learning rate or a longer warm-up;{advice or ' none is kept'}"
+            f"{self._run.folder}: {found} by step {self._state.counts.step}; train a new run with "
+            "a lower learning rate or a longer warm-up"
+            + "".join(f"; {path} is from before, and may be its --init" for path in good)
         )
 
     def _save(self) -> bool:

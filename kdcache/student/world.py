@@ -70,15 +70,14 @@ def alone_on(device: str) -> World:
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started; without it, this process is alone.
+    """Join the processes that torchrun started, one or more; without it, this process is alone.
 
     device: "auto" is this process' GPU, or the CPU without one.
 
     Raises:
         UsageError: there is no such device, or the processes do not find each other.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield alone_on(device)
         return
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -92,9 +91,10 @@ def join_world(device: str) -> Iterator[World]:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"the {size} processes do not find each other: {reason}; start them with torchrun"
+            f"{os.environ['WORLD_SIZE']} processes do not find each other: {reason}; start them "
+            "with torchrun"
         ) from error
     try:
-        yield World(dist.get_rank(), size, place, control)
+        yield World(dist.get_rank(), dist.get_world_size(), place, control)
     finally:
         dist.destroy_process_group()

@@ -45,7 +45,8 @@ def train(kdcache: Run, tmp_path: Path, dataset: Dataset) -> Train:
     def run(*options: object) -> Outcome:
         return kdcache(
             *("train", "--data", dataset.root, "--student", STUDENT, "--epochs", "2"),
-            *("--batch-size", "7", "--workers", "0", "--out", tmp_path / "run", *options),
+            *("--batch-size", "7", "--workers", "0", "--device", "cpu"),
+            *("--out", tmp_path / "run", *options),
         )
 
     return run

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,9 @@ from kdcache.replay.stream import ReplayStream, StreamOptions
 from kdcache.student.losses import label_loss, sparse_kl
 from tests import tiny
 from tests.replay.streaming import digests
+from tests.worlds import run_ranks
 
 PAGES = Path(__file__).parents[2] / "docs/how-to"
-TIMEOUT_S = 100
 KILLED = 9
 
 # What stands in for a long run, and for the devices of the machine.
@@ -112,15 +110,7 @@ def _views(batch: Batch) -> Step:
 # --- running a page ------------------------------------------------------------------------
 
 
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """Return what torchrun would set, and what keeps it to this machine."""
-    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    worlds = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    return here | ranks | worlds | {"TORCHELASTIC_RUN_ID": "none"} if world > 1 else {}
-
-
-def _train(place: Path, rank: int, code: str, stop: int | None) -> None:
+def _train(rank: int, place: Path, code: str, stop: int | None) -> None:
     """Run a page's code; note the views of each step, and in the end digests of the student."""
     os.chdir(place)
     target, numbers, out = Batch.target, itertools.count(), place / f"rank{rank}"
@@ -146,32 +136,12 @@ def _digest(tensors: Iterator[Tensor]) -> str:
     return total.hexdigest()
 
 
-def _start(world: int, function: Callable[..., None], place: Path, *args: Any) -> list[int | None]:
-    """Return the exit codes of processes that know each other, as torchrun's do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def child(rank: int) -> None:
-        os.environ.update(_environment(rank, world, port))
-        function(place, rank, *args)
-
-    children = [tiny.start(child, rank) for rank in range(world)]
-    end = time.monotonic() + TIMEOUT_S
-    for process in children:
-        process.join(max(end - time.monotonic(), 0))
-    codes = [process.exitcode for process in children]
-    for process in children:
-        process.kill()
-    return codes
-
-
 def _run(place: Path, code: str, *, world: int = 1, stop: int | None = None) -> list[list[Step]]:
     """Return the views of each step of each rank; stop: steps after which all are killed."""
     notes = [place / f"rank{rank}" for rank in range(world)]
     for note in notes:
         note.write_text("")
-    codes = set(_start(world, _train, place, code, stop))
+    codes = set(run_ranks(world, _train, place, code, stop, as_torchrun=world > 1))
     if stop is None:
         assert codes == {0}
     else:  # whoever waits for one that was killed fails
@@ -266,7 +236,7 @@ def test_a_stream_used_otherwise_does_not_go_on_at_its_checkpoint(
     assert _run(place, code, stop=1) == [whole[first : first + 1]]
 
 
-def _with_fabric(place: Path, rank: int) -> None:
+def _with_fabric(rank: int, place: Path) -> None:
     from lightning import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=2)
@@ -279,7 +249,7 @@ def _with_fabric(place: Path, rank: int) -> None:
     assert [_views(batch) for _ in range(3) for batch in loader] == share
 
 
-def _with_accelerate(place: Path, rank: int) -> None:
+def _with_accelerate(rank: int, place: Path) -> None:
     from accelerate import Accelerator, DataLoaderConfiguration
 
     stream = _stream(place, rank=rank, world=2)
@@ -301,7 +271,7 @@ def _with_accelerate(place: Path, rank: int) -> None:
 def test_what_frameworks_do_to_a_loader_of_a_stream_in_two_processes(
     place: Path, claims: Callable[..., None]
 ) -> None:
-    assert _start(2, claims, place) == [0, 0]
+    assert run_ranks(2, claims, place) == [0, 0]
 
 
 def test_lightning_casts_no_batch_in_mixed_precision_and_fails_in_true_half(place: Path) -> None:

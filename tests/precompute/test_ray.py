@@ -21,15 +21,10 @@ from kdcache.precompute.engines import run_inline
 from tests import tiny
 from tests.cli.making import write_recipe
 from tests.precompute.fatal import DEATHS, PARENT, SLOW, TEACHER, make_white, prepare
+from tests.worlds import ISOLATED, can_isolate
 
-ISOLATED = ("unshare", "--net", "--", "sh", "-c", 'ip link set lo up && exec "$@"', "-")
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 ROOT = Path(__file__).parents[2]
-
-
-def _can_isolate() -> bool:
-    found = subprocess.run([*ISOLATED, "true"], capture_output=True, check=False)
-    return found.returncode == 0
 
 
 pytestmark = [
@@ -37,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None, reason="Ray is not installed: make ray"
     ),
-    pytest.mark.skipif(not _can_isolate(), reason="no network namespaces here, which need root"),
+    pytest.mark.skipif(not can_isolate(), reason="no network namespaces here, which need root"),
 ]
 
 

@@ -28,7 +28,7 @@ from kdcache.student.setup import Sources
 from kdcache.student.world import World
 from tests import tiny
 from tests.student.making import centre_cache, make_sources, metrics_of, run_of, weights_of
-from tests.student.worlds import in_world
+from tests.worlds import in_world
 
 PLAIN_RECIPE = tiny.make_recipe(mix=None)
 TEACHER = TeacherSpec("tests.tiny:linear_teacher", None, preprocessing=tiny.PLAIN)

@@ -450,7 +450,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     changes = {"student": "tests.student.nets:diverging"}
     with pytest.raises(
         UsageError,
-        match=r"the loss is nan, 9 steps .* lower learning rate.*step-000000006\.pt is of b",
+        match=r"the loss is nan by step 9.* lower learning rate.*step-000000006\.pt is from b",
     ) as caught:
         train(run_of(tmp_path / "bad", sources, **changes))
     assert str(tmp_path / "bad") in str(caught.value)

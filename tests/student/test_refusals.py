@@ -174,6 +174,8 @@ def test_a_gradient_that_is_not_finite_is_not_saved(
         batch_size=20,
         epochs=1,
     )
-    with pytest.raises(UsageError, match=r"a gradient is not finite; .* lower learning rate"):
+    with pytest.raises(
+        UsageError, match=r"a gradient is not finite by step 1; .* lower learning rate"
+    ):
         train(run)
     assert not (tmp_path / "run/checkpoint.pt").exists()

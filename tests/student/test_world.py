@@ -23,7 +23,7 @@ from kdcache.student.setup import Sources
 from kdcache.student.world import World
 from tests import tiny
 from tests.student.making import centre_cache, make_sources, metrics_of, run_of
-from tests.student.worlds import in_world, note
+from tests.worlds import in_world, note
 
 CHANGES: dict[str, Any] = {
     "student": "tests.student.nets:plain",
