@@ -228,8 +228,8 @@ class _Loop:
         """Measure, write and report the epoch; return whether a checkpoint was saved."""
         run, counts, config = self._run, self._state.counts, self._run.config
         epoch = counts.step // run.stream.batches_per_epoch
+        totals_R2 = run.world.gather(counts.totals)  # waits for the device
         pace = clock.pace(run, counts.step)
-        totals_R2 = run.world.gather(counts.totals)
         self._check_finite(totals_R2)
         loss, norm = (totals_R2.mean(0) / run.stream.batches_per_epoch).tolist()
         counts.totals.zero_()

@@ -27,7 +27,7 @@ from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.models.specs import build_network, load_matching
 from kdcache.models.teacher import Preprocessing, Teacher, TeacherSpec
-from kdcache.precompute.prepare import check_same, describe_cache, prepare_cache
+from kdcache.precompute.prepare import describe_cache, prepare_cache
 from kdcache.precompute.span import Job
 from kdcache.processes import StopRequest
 from kdcache.recipe.schema import Recipe
@@ -216,25 +216,24 @@ def _open(config: TrainConfig, sources: Sources, world: World) -> _Opened:
 
 def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cache:
     """Return the cache that the teacher writes to: the one there, or a new one."""
-    path, recipe = cast(Path, sources.cache), sources.recipe
-    other_classes = sources.teacher is not None and sources.teacher.num_classes is not None
+    path, recipe, views = cast(Path, sources.cache), sources.recipe, sources.views
+    encoding = None
     if is_cache(path):
         cache = open_cache(path)
-        info = describe_cache(
-            dataset,
-            recipe or cache.info.recipe,
-            teacher=teacher,
-            encoding=str(cache.info.encoding),
-            other_classes=other_classes,
-        )
-        check_same(cache, info)
-        return cache
-    if recipe is None or sources.views is None:
+        recipe, encoding = recipe or cache.info.recipe, str(cache.info.encoding)
+        views = views or cache.grid.num_views
+    if recipe is None or views is None:
         raise UsageError(
             f"{path}: no cache here; to make one while training, give --recipe and --views, too"
         )
-    info = describe_cache(dataset, recipe, teacher=teacher, other_classes=other_classes)
-    return prepare_cache(path, info, dataset=dataset, num_views=sources.views)
+    info = describe_cache(
+        dataset,
+        recipe,
+        teacher=teacher,
+        encoding=encoding,
+        other_classes=sources.teacher is not None and sources.teacher.num_classes is not None,
+    )
+    return prepare_cache(path, info, dataset=dataset, num_views=views)
 
 
 def _stream(

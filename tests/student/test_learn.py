@@ -208,6 +208,8 @@ def test_another_teacher_does_not_write_through(
     other = replace(TEACHER, spec="tests.tiny:other_teacher")
     with pytest.raises(MismatchError, match="made with teacher"):
         run_of(tmp_path / "r", make_sources(dataset, part, teacher=other))
+    with pytest.raises(UsageError, match=r"has 4 views .* run kdcache extend"):
+        run_of(tmp_path / "r", make_sources(dataset, part, teacher=TEACHER, views=8))
 
 
 def test_a_stop_while_views_are_made_keeps_them_and_the_step(

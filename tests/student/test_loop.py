@@ -155,10 +155,11 @@ def test_the_first_steps_are_adamw_on_the_kl_of_replayed_views(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_bfloat16_trains_and_keeps_float32_weights(
-    tmp_path: Path, dataset: Dataset, complete: Path
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains_and_keeps_float32_weights(
+    tmp_path: Path, dataset: Dataset, complete: Path, precision: str
 ) -> None:
-    run = run_of(tmp_path / "r", make_sources(dataset, complete), epochs=2, precision="bfloat16")
+    run = run_of(tmp_path / "r", make_sources(dataset, complete), epochs=2, precision=precision)
     network = train(run)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     full = run_of(tmp_path / "full", make_sources(dataset, complete), epochs=2)
