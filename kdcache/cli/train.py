@@ -130,7 +130,7 @@ def train(
         _option(
             OPTIMISER,
             "muon: of matrices and convolutions, AdamW for the rest. soap, shampoo: pip install "
-            "'kdcache[optim]'.",
+            "'kdcache\\[optim]'.",
         ),
     ] = OptimizerName.adamw,
     learning_rate: Annotated[float, _option(OPTIMISER, "The highest of the schedule.")] = 1e-3,
@@ -198,7 +198,7 @@ def train(
         bool,
         _option(
             KEEPING,
-            "Write metrics for TensorBoard, too: pip install 'kdcache[tensorboard]'.",
+            "Write metrics for TensorBoard, too: pip install 'kdcache\\[tensorboard]'.",
             "--tensorboard",
         ),
     ] = False,
@@ -336,12 +336,7 @@ def _train_visibly(
 
         progress = stack.enter_context(_Bar())
         try:
-            train_student(
-                run,
-                resume=resume,
-                report=report_all,
-                progress=progress,
-            )
+            train_student(run, resume=resume, report=report_all, progress=progress)
         except KeyboardInterrupt as end:
             _draw_curves(run)
             tell(f"stopped; go on from {run.folder} with --resume")

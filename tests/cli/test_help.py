@@ -82,6 +82,12 @@ def test_the_installed_command_gives_its_errors_in_one_line(tmp_path: Path) -> N
     )
 
 
+def test_the_names_of_extras_are_no_markup(kdcache: Run) -> None:
+    text = kdcache("train", "--help").stdout
+    for extra in ("optim", "tensorboard"):
+        assert f"kdcache[{extra}]" in text
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_without_its_arguments_names_what_is_missing(kdcache: Run, command: str) -> None:
     outcome = kdcache(command)
