@@ -26,6 +26,8 @@ INSTEAD = {
 }
 MORE = {
     "train": ["--batch-size", "8"],
+    "eval": ["--student", STUDENT],  # code is imported only when it is named
+    "export": ["--student", STUDENT],
     "verify": ["--teacher", "0.1", "--spec", TEACHER, "--weights", "teacher.safetensors"],
 }
 
@@ -64,7 +66,7 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
         outcome = kdcache(*arguments, *MORE.get(words[1], []), "--json")
         assert outcome.code == 0, (words, outcome.stderr)
         outcomes.setdefault(words[1], []).append(outcome)
-    assert list(outcomes) == ["pack", "precompute", "inspect", "verify", "train", "eval"]
+    assert list(outcomes) == ["pack", "precompute", "inspect", "verify", "train", "eval", "export"]
 
     packed = [outcome.value for outcome in outcomes["pack"]]
     assert [(value["samples"], value["tars"], value["num_classes"]) for value in packed] == [
@@ -87,6 +89,7 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
     for name in ("top1", "kl_nats", "agreement"):
         assert measured[name] == pytest.approx(trained[f"val_{name}"], abs=1e-6)
     assert (place / "build/run/student.safetensors").exists()
+    assert (place / "student.onnx").exists()
 
     for name in ("precompute", "train"):  # what people read goes elsewhere
         assert outcomes[name][0].stderr.count("\n") >= 1

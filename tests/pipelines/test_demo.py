@@ -69,7 +69,7 @@ def test_the_tars_hold_the_split(out: Path) -> None:
 
 def test_all_arms_take_the_same_steps_with_the_same_settings(out: Path) -> None:
     configs = {arm: json.loads((out / "runs" / arm / "config.json").read_text()) for arm in ARMS}
-    own = {"learn", "cache", "recipe", "labels"}
+    own = {"learn", "cache", "recipe", "labels", "teacher"}
     for arm in ARMS:
         assert configs[arm]["learn"] == arm
         shared = {name: value for name, value in configs[arm].items() if name not in own}
