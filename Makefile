@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-peers slurm-packages clean
+  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-peers slurm-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -149,7 +149,7 @@ need-%:
 BENCH = OMP_NUM_THREADS=1 $(BIN)/python -m pipelines.bench
 PEERS := build/bench/peers
 
-bench: bench-pixels bench-cache bench-precompute ## run all benchmarks that need nothing else installed
+bench: bench-pixels bench-cache bench-precompute bench-student ## run all benchmarks that need nothing else installed
 
 bench-pixels: setup ## measure views, the student's stream and its memory; 8 minutes
 	$(BENCH).pixels $(ARGS)
@@ -159,6 +159,9 @@ bench-cache: setup ## measure bytes, errors, reading and writing of targets; 3 m
 
 bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 6 minutes
 	$(BENCH).precompute $(ARGS)
+
+bench-student: setup ## measure what cached targets cost a step and spare a run; 6 minutes
+	$(BENCH).student $(ARGS)
 
 bench-scale: setup ## measure what 117,000 spans cost beside rendering and teacher; 10 minutes
 	$(BENCH).scale $(ARGS)

@@ -58,7 +58,7 @@ def train(
         Stopped: SIGINT or SIGTERM came; a checkpoint of the step was saved.
     """
     torch.manual_seed(run.config.seed)
-    network = _build_student(run)
+    network = build_student(run)
     chosen = run.config.model_dump(mode="json", exclude=set(FREE))
     settings = json.loads(canonical_json(chosen | run.provenance))
     with ExitStack() as stack:
@@ -67,13 +67,13 @@ def train(
             refusal = "another process trains there; name another folder"
             stack.enter_context(alone(run.folder, refusal))
         stack.enter_context(noting_stops(run.stop))
-        state = _make_state(run, network)
+        state = make_state(run, network)
         _go_on(run, state, resume=resume)
         _Loop(run, state, report=report, progress=progress).run_steps()
     return network if state.average is None else state.average.module
 
 
-def _build_student(run: Run) -> nn.Module:
+def build_student(run: Run) -> nn.Module:
     """Return the student on its device, tried on a black image."""
     network, size, device = run.network(), run.stream.recipe.size, run.world.device
     network.to(device).to(memory_format=torch.channels_last)
@@ -88,7 +88,8 @@ def _build_student(run: Run) -> nn.Module:
     return network
 
 
-def _make_state(run: Run, network: nn.Module) -> RunState:
+def make_state(run: Run, network: nn.Module) -> RunState:
+    """Return the state of a run before its first step."""
     config, device = run.config, run.world.device
     average = None
     if config.ema is not None:

@@ -125,18 +125,25 @@ def make_photo_sets(folder: Path, sizes: Sizes) -> None:
         make_photos(SETS[name], folder, count=count)
 
 
-def make_material(folder: Path, photos: Path, sizes: Sizes) -> Material:
+def make_material(
+    folder: Path,
+    photos: Path,
+    *,
+    rows_per_tar: int,
+    encoding: str = "topk:32",
+    num_views: int = NUM_VIEWS,
+) -> Material:
     """Pack the imagenet set into tars below a folder, and compute a cache of its views afresh."""
     material = Material(photos, folder / "tars", folder / "cache")
     for place in (material.data, material.cache):
         shutil.rmtree(place, ignore_errors=True)
-    options = PackOptions(rows_per_tar=sizes.rows_per_tar, shuffle_seed=0)
+    options = PackOptions(rows_per_tar=rows_per_tar, shuffle_seed=0)
     source = open_source(str(material.image_folder))
     dataset = pack(source, material.data, options=options)
     recipe = mixed_recipe()
     teacher = load_teacher("pipelines.bench.material:pooled_teacher", None)
-    info = describe_cache(dataset, recipe, teacher=teacher, encoding="topk:32", other_classes=True)
-    cache = prepare_cache(material.cache, info, dataset=dataset, num_views=NUM_VIEWS)
+    info = describe_cache(dataset, recipe, teacher=teacher, encoding=encoding, other_classes=True)
+    cache = prepare_cache(material.cache, info, dataset=dataset, num_views=num_views)
     run_inline(Job(dataset_source(dataset, recipe), teacher, cache, batch_size=64, skip_bad=False))
     return material
 

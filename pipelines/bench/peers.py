@@ -75,7 +75,7 @@ def compare(
 ) -> dict[str, Any]:
     """Return the figures: each peer's rate and cost, and how many times ours is faster."""
     make_photo_sets(photos, sizes)
-    material = make_material(folder, photos, sizes)
+    material = make_material(folder, photos, rows_per_tar=sizes.rows_per_tar)
     work = folder / "peers"
     work.mkdir(parents=True, exist_ok=True)
     say("photographs, tars and cache")

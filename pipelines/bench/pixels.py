@@ -145,7 +145,7 @@ def run(folder: Path, photos: Path, *, quick: bool) -> tuple[list[Bar], dict[str
     for backend in ONE_VIEW_BARS:
         add(view_bars(folder, photos, backend=backend, quick=quick))
         say(f"views with {backend}")
-    material = make_material(folder, photos, sizes)
+    material = make_material(folder, photos, rows_per_tar=sizes.rows_per_tar)
     say("tars and cache")
     add(micro_bars(material, sizes, quick=quick))
     say("small steps")

@@ -58,9 +58,10 @@ def kdcache_batches(
 
 
 def batch_sizes(stream: ReplayStream) -> Batches:
-    """Yield the sizes of a stream's batches; their targets are decoded, as a loss would."""
+    """Yield the sizes of a stream's batches; targets, if any, are decoded, as a loss would."""
     for batch in stream:
-        batch.target(temperature=1.0)
+        if batch.fields is not None:
+            batch.target(temperature=1.0)
         yield len(batch)
 
 
