@@ -302,8 +302,9 @@ def run(folder: Path, photos: Path, *, quick: bool) -> Found:
     bars, found = step_bars(material, sizes)
     figures |= found
     say("steps and losses")
-    figures["the_stream"] = stream_figures(material, sizes)
-    say("targets in the stream")
+    if not on_gpu:  # the stream is the CPU's work
+        figures["the_stream"] = stream_figures(material, sizes)
+        say("targets in the stream")
     figures["a_teacher_in_the_loop"] = teacher_figures(few, sizes)
     say("teachers in the loop")
     more, found = loop_bars(material, sizes)
