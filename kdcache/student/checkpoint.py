@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from kdcache.errors import CorruptError, KdcacheError, UsageError
+from kdcache.errors import CorruptError, KdcacheError, MismatchError, UsageError
 from kdcache.files import PARTIAL, write_whole
 from kdcache.replay.stream import ReplayStream
 
@@ -41,7 +41,10 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class RunState:
-    """Everything that decides the rest of a run. Randomness follows from the step's number."""
+    """Everything that decides the rest of a run. Randomness follows from the step's number.
+
+    settings: digest of the run's settings, so that no other run's checkpoint is taken for its own.
+    """
 
     network: nn.Module
     optimizers: list[Optimizer]
@@ -50,6 +53,7 @@ class RunState:
     average: AveragedModel | None
     stream: ReplayStream
     counts: Counts
+    settings: str
 
     def save(self, folder: Path, *, totals: Tensor, keep: int) -> None:
         """Write a checkpoint of this step, and remove all but the newest few.
@@ -58,6 +62,7 @@ class RunState:
         """
         metrics = folder / METRICS
         state = {
+            "settings": self.settings,
             "step": self.counts.step,
             "totals": totals,
             "best": self.counts.best,
@@ -79,7 +84,7 @@ class RunState:
 
         Raises:
             CorruptError: the checkpoint cannot be read, or the metrics before it are lost.
-            MismatchError: it is of another stream.
+            MismatchError: it is of another run, or of data that changed.
         """
         found = checkpoints(folder)
         if not found:
@@ -88,6 +93,8 @@ class RunState:
         advice = f"delete it to go on from {older[-1].name}" if older else _AGAIN
         try:
             state = _read_state(path)
+            if state["settings"] != self.settings:
+                raise MismatchError(f"{path}: is of a run with other settings; remove it")
             self.stream.load_state_dict(state["stream"])
             self.network.load_state_dict(state["network"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):

@@ -1,6 +1,5 @@
 """The training loop: one student, one stream, any number of processes, exact resume."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdcache.errors import MismatchError, UsageError
 from kdcache.files import alone
-from kdcache.identity import canonical_json
+from kdcache.identity import digest
 from kdcache.models.specs import run_network
 from kdcache.processes import Stopped, noting_stops
 from kdcache.replay.batch import Batch
@@ -59,11 +58,9 @@ def train(
     """
     torch.manual_seed(run.config.seed)
     network = build_student(run)
-    chosen = run.config.model_dump(mode="json", exclude=set(FREE))
-    settings = json.loads(canonical_json(chosen | run.provenance))
     with ExitStack() as stack:
         if run.world.is_first:
-            open_run(run.folder, settings, resume=resume)
+            open_run(run.folder, run.settings, resume=resume)
             refusal = "another process trains there; name another folder"
             stack.enter_context(alone(run.folder, refusal))
         stack.enter_context(noting_stops(run.stop))
@@ -107,6 +104,7 @@ def make_state(run: Run, network: nn.Module) -> RunState:
         average,
         run.stream,
         Counts(torch.zeros(2, dtype=torch.float64, device=device)),
+        digest(run.settings),
     )
 
 

@@ -1,5 +1,6 @@
 """What a run is, and how it is getting on."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from kdcache.identity import canonical_json
 from kdcache.models.teacher import Preprocessing
 from kdcache.processes import StopRequest
 from kdcache.replay.stream import ReplayStream
-from kdcache.student.config import TrainConfig
+from kdcache.student.config import FREE, TrainConfig
 from kdcache.student.objective import Objective
 from kdcache.student.world import World
 
@@ -40,6 +42,12 @@ class Run:
     world: World
     provenance: dict[str, Any]
     stop: StopRequest
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the result: settings and ids, as plain values."""
+        chosen = self.config.model_dump(mode="json", exclude=set(FREE))
+        return dict(json.loads(canonical_json(chosen | self.provenance)))
 
     @property
     def num_steps(self) -> int:

@@ -1,6 +1,7 @@
 """Claims about runs that end early: bit for bit the undisturbed run, wherever they were cut."""
 
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from kdcache.data.dataset import Dataset
+from kdcache.errors import MismatchError
 from kdcache.files import PARTIAL
 from kdcache.processes import Stopped
 from kdcache.student.checkpoint import CHECKPOINTS, checkpoints
@@ -198,6 +200,16 @@ def test_without_its_newest_checkpoint_a_run_goes_on_from_the_one_before(
     newest.unlink()
     train(run_of(folder, sources, **CHANGES), resume=True)
     _assert_same(folder, undisturbed)
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, sources: Sources) -> None:
+    """Equal in all but the learning rate, its state would fit."""
+    _killed(tmp_path / "r", sources, CHANGES, 5)
+    _killed(tmp_path / "other", sources, CHANGES | {"learning_rate": 0.5}, 8)
+    newest = checkpoints(tmp_path / "other")[-1]
+    shutil.copy(newest, tmp_path / "r" / CHECKPOINTS)
+    with pytest.raises(MismatchError, match=f"{newest.name}: is of a run with other settings"):
+        train(run_of(tmp_path / "r", sources, **CHANGES), resume=True)
 
 
 def test_what_decides_no_result_may_change_on_resume(
