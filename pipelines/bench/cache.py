@@ -7,7 +7,6 @@ Takes about 3 minutes on two quiet cores and writes build/bench/cache.json; ever
 afresh, from simulated logits. Exit code 1: a bar does not hold.
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,14 +20,12 @@ from pipelines.bench.filled import DEFAULT, FULL, QUICK, Found, encode
 from pipelines.bench.logits import simulate_logits
 from pipelines.bench.opening import opening_bars, reading_bars
 from pipelines.bench.record import (
-    OUT,
     Bar,
     Progress,
+    conclude,
     load_average,
     make_record,
-    require_linux,
-    show,
-    write_record,
+    read_options,
 )
 from pipelines.bench.tiles import large_cache, large_tile_bars, tile_bars
 from pipelines.bench.writing import encoding_figures, writing_bars
@@ -91,22 +88,14 @@ def show_tables(figures: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, write its record, and print it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.cache",
-        description="Measure the bytes, errors, reading, opening and writing of a cache.",
+    options = read_options(
+        "cache", "Measure the bytes, errors, reading, opening and writing of a cache.", arguments
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
-    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
-    options = parser.parse_args(arguments)
-    require_linux()
     bars, figures = run(options.out / "cache", quick=options.quick)
     record = make_record("cache", bars, figures=figures, packages=PACKAGES)
-    path = write_record(record, options.out)
-    show(record.model_copy(update={"figures": show_tables(record.figures)}))
-    print(f"\n{path}")
-    failing = [bar.name for bar in record.bars if not bar.holds]
-    if failing and not options.quick:
-        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
+    conclude(
+        record, options, shown=record.model_copy(update={"figures": show_tables(record.figures)})
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Takes about 8 minutes on two quiet cores and writes build/bench/pixels.json. The
 kept between runs, all else is made afresh. Exit code 1: a bar does not hold.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,15 +24,13 @@ from pipelines.bench.memory import killed_run, long_epoch
 from pipelines.bench.micro import micro_runs
 from pipelines.bench.profile import profile_stream
 from pipelines.bench.record import (
-    OUT,
     Bar,
     Progress,
+    conclude,
     load_average,
     make_bar,
     make_record,
-    require_linux,
-    show,
-    write_record,
+    read_options,
 )
 from pipelines.bench.stream import stream_works, uint8_works
 from pipelines.bench.timing import Cost, alternate, rounded, speedups, summary
@@ -162,24 +159,14 @@ def run(folder: Path, photos: Path, *, quick: bool) -> tuple[list[Bar], dict[str
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, write its record, and print it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.pixels",
-        description="Measure views, the student's whole stream and its memory.",
+    options = read_options(
+        "pixels", "Measure views, the student's whole stream and its memory.", arguments
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
-    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
-    options = parser.parse_args(arguments)
-    require_linux()
     kind = "quick" if options.quick else "full"
     folder, photos = options.out / "pixels", options.out / "photos" / kind
     bars, figures = run(folder, photos, quick=options.quick)
     record = make_record("pixels", bars, figures=figures, packages=PACKAGES)
-    path = write_record(record, options.out)
-    show(record)
-    print(f"\n{path}")
-    failing = [bar.name for bar in record.bars if not bar.holds]
-    if failing and not options.quick:
-        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
+    conclude(record, options)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ the job's time. Takes about 6 minutes on two quiet cores and writes build/bench/
 Exit code 1: a bar does not hold.
 """
 
-import argparse
 import multiprocessing
 import resource
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,15 +34,13 @@ from kdcache.recipe.schema import Recipe
 from pipelines.bench.material import mixed_recipe
 from pipelines.bench.photos import SETS, make_photos
 from pipelines.bench.record import (
-    OUT,
     Bar,
     Progress,
+    conclude,
     load_average,
     make_bar,
     make_record,
-    require_linux,
-    show,
-    write_record,
+    read_options,
 )
 from pipelines.bench.timing import Cost, Work, alternate, rounded, timed
 
@@ -325,23 +321,13 @@ def run(folder: Path, photos: Path, *, quick: bool) -> Found:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, write its record, and print it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.precompute",
-        description="Measure how busy a job keeps its teacher, rendering, and memory.",
+    options = read_options(
+        "precompute", "Measure how busy a job keeps its teacher, rendering, and memory.", arguments
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
-    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
-    options = parser.parse_args(arguments)
-    require_linux()
     photos = options.out / "photos" / ("quick" if options.quick else "full")
     bars, figures = run(options.out / "precompute", photos, quick=options.quick)
     record = make_record("precompute", bars, figures=figures, packages=PACKAGES)
-    path = write_record(record, options.out)
-    show(record)
-    print(f"\n{path}")
-    failing = [bar.name for bar in record.bars if not bar.holds]
-    if failing and not options.quick:
-        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
+    conclude(record, options)
 
 
 if __name__ == "__main__":

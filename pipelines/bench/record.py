@@ -5,9 +5,9 @@ A record is written to build/bench/NAME.json; copies of real runs are kept in re
 
 import os
 import platform
-import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from kdcache.files import write_whole
+from kdcache.student.folder import describe_commit
 from pipelines.bench.timing import rounded, tree_cpu_s
 
 OUT = Path("build/bench")
@@ -94,7 +95,7 @@ def make_record(
     return Record(
         name=name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
+        commit=describe_commit(_ROOT),
         machine=Machine(cpu=_cpu_name(), cores=len(os.sched_getaffinity(0)), gpu=_gpu_name()),
         versions={"python": platform.python_version(), **package_versions(packages)},
         bars=tuple(bars),
@@ -120,16 +121,6 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _commit() -> str | None:
-    """Return the commit of the code, with -dirty where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _cpu_name() -> str:
@@ -183,6 +174,29 @@ def _show_group(console: Any, name: str, values: Any) -> None:
 
 
 # --- running a benchmark -------------------------------------------------------------------
+
+
+def read_options(name: str, description: str, arguments: Sequence[str] | None) -> Namespace:
+    """Return --out and --quick of a benchmark's command; ends where it cannot measure."""
+    parser = ArgumentParser(prog=f"python -m pipelines.bench.{name}", description=description)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
+    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
+    options = parser.parse_args(arguments)
+    require_linux()
+    return options
+
+
+def conclude(record: Record, options: Namespace, *, shown: Record | None = None) -> None:
+    """Write and print a record; end with exit code 1 where a bar does not hold.
+
+    shown: what is printed in its place.
+    """
+    path = write_record(record, options.out)
+    show(shown or record)
+    print(f"\n{path}")
+    failing = [bar.name for bar in record.bars if not bar.holds]
+    if failing and not options.quick:
+        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
 
 
 def load_average() -> float:

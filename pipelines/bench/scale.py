@@ -11,9 +11,7 @@ minutes, 4 GB of memory and 500,000 files; writes build/bench/scale.json. Exit c
 not hold.
 """
 
-import argparse
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -38,15 +36,13 @@ from kdcache.precompute.engines import run_inline
 from kdcache.precompute.span import Job
 from pipelines.bench.filled import empty_cache
 from pipelines.bench.record import (
-    OUT,
     Bar,
     Progress,
+    conclude,
     load_average,
     make_bar,
     make_record,
-    require_linux,
-    show,
-    write_record,
+    read_options,
 )
 from pipelines.bench.timing import Meter, rounded
 from pipelines.bench.watch import resident_bytes
@@ -208,22 +204,11 @@ def run(folder: Path, *, quick: bool) -> tuple[list[Bar], dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, write its record, and print it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.scale", description="Measure what many spans cost."
-    )
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
-    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
-    options = parser.parse_args(arguments)
-    require_linux()
+    options = read_options("scale", "Measure what many spans cost.", arguments)
     torch.set_num_threads(1)
     bars, figures = run(options.out, quick=options.quick)
     record = make_record("scale", bars, figures=figures, packages=PACKAGES)
-    written = write_record(record, options.out)
-    show(record)
-    print(f"\n{written}")
-    failing = [bar.name for bar in record.bars if not bar.holds]
-    if failing and not options.quick:
-        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
+    conclude(record, options)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ Takes about 5 minutes on two quiet cores, less on a machine with a GPU, which is
 build/bench/student.json. Exit code 1: a bar does not hold.
 """
 
-import argparse
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -36,15 +34,13 @@ from kdcache.student.run import Run
 from pipelines.bench.material import NUM_CLASSES, Material, make_material, mixed_recipe
 from pipelines.bench.photos import SETS, make_photos
 from pipelines.bench.record import (
-    OUT,
     Bar,
     Progress,
+    conclude,
     load_average,
     make_bar,
     make_record,
-    require_linux,
-    show,
-    write_record,
+    read_options,
 )
 from pipelines.bench.replaying import stream_works
 from pipelines.bench.student_sizes import FULL, ON_GPU, QUICK, StudentSizes
@@ -316,23 +312,15 @@ def run(folder: Path, photos: Path, *, quick: bool) -> Found:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, write its record, and print it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.bench.student",
-        description="Measure what cached targets cost a step, and what they spare a whole run.",
+    options = read_options(
+        "student",
+        "Measure what cached targets cost a step, and what they spare a whole run.",
+        arguments,
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the record, and of data")
-    parser.add_argument("--quick", action="store_true", help="a short trial; its bars mean nothing")
-    options = parser.parse_args(arguments)
-    require_linux()
     photos = options.out / "photos" / ("student-quick" if options.quick else "student")
     bars, figures = run(options.out / "student", photos, quick=options.quick)
     record = make_record("student", bars, figures=figures, packages=PACKAGES)
-    path = write_record(record, options.out)
-    show(record)
-    print(f"\n{path}")
-    failing = [bar.name for bar in record.bars if not bar.holds]
-    if failing and not options.quick:
-        sys.exit(f"{len(failing)} of {len(record.bars)} bars fail: {', '.join(failing)}")
+    conclude(record, options)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_an_unknown_field_of_a_record_is_an_error(tmp_path: Path) -> None:
 
 
 def test_committed_results_are_records_of_full_runs() -> None:
-    for path in (ROOT / "pipelines/bench/results").glob("*.json"):
+    for path in (ROOT / "pipelines/bench/results").rglob("*.json"):
         record = Record.model_validate_json(path.read_text())
         assert record.name == path.stem
         assert not record.figures.get("quick")
