@@ -51,6 +51,12 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def peer_died(error: BaseException) -> bool:
+    """Return whether torch.distributed raised this because another process of the run ended."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 class Stopped(KeyboardInterrupt):
     """An interrupt at a moment that the program chose. args: 15 after SIGTERM, else nothing."""
 

@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from kdcache.data.workers import worker_died
 from kdcache.errors import UsageError
+from kdcache.processes import peer_died
 
 
 class NoMemoryError(UsageError):
@@ -128,7 +129,7 @@ def run_network(
             f"{name}: out of memory on {count} images; lower --batch-size"
         ) from error
     except (Exception, SystemExit) as error:  # the network is the user's own code
-        if worker_died(error):
+        if worker_died(error) or peer_died(error):
             raise
         tall, wide = images_N3HW.shape[2:]
         raise UsageError(

@@ -4,6 +4,7 @@ What happens in it is fixed by settings, data and the step's number: the samples
 random numbers of the network (dropout) by a seed made of the run's seed, the step and the rank.
 """
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -82,8 +83,11 @@ class Stepper:
         for optimizer in state.optimizers:
             state.scaler.step(optimizer)
         state.scaler.update()
-        for schedule in state.schedules:
-            schedule.step()
+        with warnings.catch_warnings():
+            # Where the scaler leaves the first steps out, torch takes the order to be wrong.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for schedule in state.schedules:
+                schedule.step()
         if state.average is not None:
             state.average.update_parameters(state.network)
         if state.scaler.is_enabled():  # its search for a scale leaves out steps that overflow

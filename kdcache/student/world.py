@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.errors import UsageError
 from kdcache.models.specs import open_device
+from kdcache.processes import peer_died
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,8 @@ def join_world(device: str) -> Iterator[World]:
     device: "auto" is this process' GPU, or the CPU without one.
 
     Raises:
-        UsageError: there is no such device, or the processes do not find each other.
+        UsageError: there is no such device, the processes do not find each other, or another one
+            ended.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield alone_on(device)
@@ -96,5 +98,12 @@ def join_world(device: str) -> Iterator[World]:
         ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place, control)
+    except RuntimeError as error:
+        if not peer_died(error):
+            raise
+        raise UsageError(
+            f"process {dist.get_rank()}: another of the {dist.get_world_size()} ended; look for "
+            "its own message, then run the same command with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()

@@ -20,10 +20,10 @@ from kdcache.student.checkpoint import checkpoints
 from kdcache.student.folder import SESSIONS, WEIGHTS
 from kdcache.student.loop import train
 from kdcache.student.setup import Sources
-from kdcache.student.world import World
+from kdcache.student.world import World, join_world
 from tests import tiny
 from tests.student.making import centre_cache, make_sources, metrics_of, run_of
-from tests.worlds import in_world, note
+from tests.worlds import in_world, note, run_ranks
 
 CHANGES: dict[str, Any] = {
     "student": "tests.student.nets:plain",
@@ -145,6 +145,24 @@ def test_a_run_goes_on_with_another_number_of_processes(
     _assert_close(folder, alone)
     sessions = [json.loads(line) for line in (folder / SESSIONS).read_text().splitlines()]
     assert [(s["processes"], s["step"]) for s in sessions] == [(first, 0), (second, 23)]
+
+
+# --- a process that ends -------------------------------------------------------------------
+
+
+def _bereft(rank: int, folder: Path, sources: Sources) -> None:
+    changes = {**CHANGES, "student": "tests.student.nets:leaving"}
+    try:
+        with join_world("cpu") as world:
+            train(run_of(folder / "r", sources, world=world, **changes))
+    except UsageError as error:
+        (folder / f"told-{rank}").write_text(str(error))
+
+
+def test_a_process_that_ends_is_told_of_by_the_others(tmp_path: Path, sources: Sources) -> None:
+    assert run_ranks(2, _bereft, tmp_path, sources) == [0, 9]
+    told = (tmp_path / "told-0").read_text()
+    assert told.startswith("process 0: another of the 2 ended; look for its own message")
 
 
 # --- refusals ------------------------------------------------------------------------------
