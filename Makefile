@@ -149,7 +149,7 @@ need-%:
 BENCH = OMP_NUM_THREADS=1 $(BIN)/python -m pipelines.bench
 PEERS := build/bench/peers
 
-bench: bench-pixels bench-cache bench-precompute bench-student ## run all benchmarks that need nothing else installed
+bench: bench-pixels bench-cache bench-precompute ## run these three; bench-student and bench-scale beside them take 17 minutes more
 
 bench-pixels: setup ## measure views, the student's stream and its memory; 8 minutes
 	$(BENCH).pixels $(ARGS)
@@ -160,7 +160,7 @@ bench-cache: setup ## measure bytes, errors, reading and writing of targets; 3 m
 bench-precompute: setup ## measure how busy a job keeps its teacher, rendering and memory; 6 minutes
 	$(BENCH).precompute $(ARGS)
 
-bench-student: setup ## measure what cached targets cost a step and spare a run; 6 minutes
+bench-student: setup ## measure what cached targets cost a step and spare a run; 7 minutes
 	$(BENCH).student $(ARGS)
 
 bench-scale: setup ## measure what 117,000 spans cost beside rendering and teacher; 10 minutes

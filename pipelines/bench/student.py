@@ -13,7 +13,7 @@ Three comparisons:
     the usual loop      a student of one layer: ours replays mixed views and learns from their
                         targets, the usual one crops, flips and learns from labels
 
-Takes about 5 minutes on two quiet cores, less on a machine with a GPU, which is then used; writes
+Takes about 7 minutes on two quiet cores, less on a machine with a GPU, which is then used; writes
 build/bench/student.json. Exit code 1: a bar does not hold.
 """
 
