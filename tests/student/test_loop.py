@@ -169,6 +169,27 @@ def test_half_precision_trains_and_keeps_float32_weights(
     assert ours != theirs
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own compiler
+def test_a_compiled_student_takes_the_same_steps(
+    tmp_path: Path, dataset: Dataset, complete: Path
+) -> None:
+    sources = make_sources(dataset, complete)
+    changes = {"student": "tests.student.nets:plain", "epochs": 2, "ema": 0.5}
+    found = [
+        metrics_of(run_into(tmp_path / str(compiled), sources, compile=compiled, **changes))
+        for compiled in (True, False)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def run_into(folder: Path, sources: Sources, **changes: Any) -> Path:
+    """Train into a folder; return it."""
+    train(run_of(folder, sources, **changes))
+    return folder
+
+
 # --- what a run leaves ---------------------------------------------------------------------
 
 
