@@ -245,7 +245,7 @@ def train(
             if world.is_first:
                 say(text, as_json=as_json)
 
-        run = make_run(config, sources, folder=out, world=world, max_reuse=max_reuse, unfit=tell)
+        run = make_run(config, sources, folder=out, world=world, max_reuse=max_reuse, tell=tell)
         tell(_describe(run))
         last = _train_visibly(run, resume=resume, tell=tell, tensorboard=tensorboard)
         if world.is_first:

@@ -87,13 +87,13 @@ def make_run(
     folder: Path,
     world: World | None = None,
     max_reuse: float | None = None,
-    unfit: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Return the run of these settings over these data, opened and checked.
 
     world: the processes that train; None is this one on the CPU. max_reuse: greatest number of
-    times that a stored view may be used; None allows any. unfit: told which first weights do not
-    fit the student.
+    times that a stored view may be used; None allows any. tell: given lines for people, on first
+    weights that do not fit and on views that are made.
 
     Raises:
         UsageError: settings and data contradict each other.
@@ -103,14 +103,14 @@ def make_run(
     world, stop = world or alone_on("cpu"), StopRequest()
     config = _settle(config, folder, world)
     opened = _open(config, sources, world)
-    stream = _stream(config, sources, opened=opened, world=world, stop=stop)
+    stream = _stream(config, sources, opened=opened, world=world, stop=stop, tell=tell)
     _check_reuse(config, stream, max_reuse=max_reuse)
     num_classes = _num_classes(config, opened, stream)
     measured = _validation(config, sources, num_classes=num_classes, world=world)
     online = config.learn == "online"
     return Run(
         config=config,
-        network=lambda: _first_network(config, sources, num_classes, unfit),
+        network=lambda: _first_network(config, sources, num_classes, tell),
         objective=Objective(config, opened.teacher if online else None),
         preprocessing=_preprocessing(config, opened),
         num_classes=num_classes,
@@ -177,11 +177,11 @@ def _num_classes(config: TrainConfig, opened: _Opened, stream: ReplayStream) -> 
 
 
 def _first_network(
-    config: TrainConfig, sources: Sources, num_classes: int, unfit: Callable[[str], None]
+    config: TrainConfig, sources: Sources, num_classes: int, tell: Callable[[str], None]
 ) -> nn.Module:
     network = build_network(config.student, num_classes=num_classes)
     if sources.init is not None and (left := load_matching(network, sources.init)):
-        unfit(f"{sources.init}: {left}; the rest of the student starts from it")
+        tell(f"{sources.init}: {left}; the rest of the student starts from it")
     return network
 
 
@@ -237,7 +237,13 @@ def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cach
 
 
 def _stream(
-    config: TrainConfig, sources: Sources, *, opened: _Opened, world: World, stop: StopRequest
+    config: TrainConfig,
+    sources: Sources,
+    *,
+    opened: _Opened,
+    world: World,
+    stop: StopRequest,
+    tell: Callable[[str], None],
 ) -> ReplayStream:
     options = StreamOptions(
         batch_size=config.batch_size,
@@ -273,7 +279,7 @@ def _stream(
         source = dataset_source(dataset, cache.info.recipe)
         batch = TEACHER_BATCH
         job = Job(source, opened.teacher, cache, batch, False, config.num_workers)
-        supply = Supplier(job, world, stop)
+        supply = Supplier(job, world, stop, tell)
     return replay_stream(cache, dataset, options, supply=supply)
 
 

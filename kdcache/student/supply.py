@@ -4,7 +4,7 @@ Whole spans are computed and committed, as precompute does, so that what is stor
 on who asked for it; several processes share them by the cache's locks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kdcache.precompute.engines import own_first, run_inline
@@ -15,11 +15,15 @@ from kdcache.student.world import World
 
 @dataclass(frozen=True, eq=False)
 class Supplier:
-    """Computes missing views. stop: asked between blocks; complete: runs of views that are."""
+    """Computes missing views.
+
+    stop: asked between blocks. tell: given a line for people. complete: runs of views that are.
+    """
 
     job: Job
     world: World
     stop: StopRequest
+    tell: Callable[[str], None]
     complete: set[int] = field(default_factory=set)
 
     def __call__(self, views: Sequence[int]) -> None:
@@ -35,6 +39,10 @@ class Supplier:
             return
         absent = [span for span in self.job.cache.missing() if span.run in runs]
         if absent:
+            self.tell(
+                f"{self.job.cache.path}: the teacher makes {len(absent)} spans that views "
+                f"{min(views)} to {max(views)} lack"
+            )
             spans = own_first(absent, self.world.rank, self.world.size)
             run_inline(self.job, spans, progress=self._look)
         self.complete.update(runs)

@@ -44,7 +44,7 @@ def run_of(
     *,
     world: World | None = None,
     max_reuse: float | None = None,
-    unfit: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
     **changes: Any,
 ) -> Run:
     """Return a short run of the small student."""
@@ -58,7 +58,7 @@ def run_of(
         **changes,
     }
     config = make_config(**values)
-    return make_run(config, sources, folder=folder, world=world, max_reuse=max_reuse, unfit=unfit)
+    return make_run(config, sources, folder=folder, world=world, max_reuse=max_reuse, tell=tell)
 
 
 class KilledError(Exception):

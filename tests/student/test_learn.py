@@ -186,7 +186,10 @@ def test_the_first_student_stores_missing_views_for_all_others(
 def test_views_are_made_only_before_they_are_needed(
     tmp_path: Path, dataset: Dataset, part: Path
 ) -> None:
-    train(run_of(tmp_path / "r", make_sources(dataset, part, teacher=TEACHER), epochs=2))
+    told: list[str] = []
+    sources = make_sources(dataset, part, teacher=TEACHER)
+    train(run_of(tmp_path / "r", sources, epochs=2, tell=told.append))
+    assert told == [f"{part}: the teacher makes 1 spans that views 0 to 0 lack"]
     assert open_cache(part).missing() == [Span(0, 1), Span(1, 1), Span(2, 1)]
 
 
@@ -279,7 +282,7 @@ def test_first_weights_come_from_any_file_as_far_as_they_fit(
     ):
         told.clear()
         sources = replace(sources_of("cache"), init=path)
-        run = run_of(tmp_path / path.name, sources, unfit=told.append)
+        run = run_of(tmp_path / path.name, sources, tell=told.append)
         found = run.network().state_dict()
         assert told == [f"{path}: {text}; the rest of the student starts from it" for text in left]
         same = {name for name in weights if torch.equal(found[name], weights[name])}
