@@ -227,6 +227,7 @@ def train(
     """
     given = dict(locals())
     from kdcache.recipe.schema import load_recipe
+    from kdcache.student.checkpoint import checkpoints
     from kdcache.student.config import TrainConfig, make_config
     from kdcache.student.setup import Sources, make_run, reuse_factor
     from kdcache.student.world import join_world
@@ -247,6 +248,8 @@ def train(
 
         run = make_run(config, sources, folder=out, world=world, max_reuse=max_reuse, tell=tell)
         tell(_describe(run))
+        if resume and (found := checkpoints(out)):
+            tell(f"goes on from {found[-1]}")
         last = _train_visibly(run, resume=resume, tell=tell, tensorboard=tensorboard)
         if world.is_first:
             value = {"run": str(out), "reuse": reuse_factor(config, run.stream), **last}

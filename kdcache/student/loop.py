@@ -58,13 +58,13 @@ def train(
     """
     torch.manual_seed(run.config.seed)
     network = build_student(run)
+    state = make_state(run, network)
     with ExitStack() as stack:
         if run.world.is_first:
             open_run(run.folder, run.settings, resume=resume)
             refusal = "another process trains there; name another folder"
             stack.enter_context(alone(run.folder, refusal))
         stack.enter_context(noting_stops(run.stop))
-        state = make_state(run, network)
         _go_on(run, state, resume=resume)
         _Loop(run, state, report=report, progress=progress).run_steps()
     return network if state.average is None else state.average.module

@@ -166,6 +166,8 @@ def _num_classes(config: TrainConfig, opened: _Opened, stream: ReplayStream) -> 
     if num_classes is None:
         raise UsageError(f"{dataset.root}: has no classes to learn")
     if config.label_weight > 0:
+        if config.learn == "labels":
+            raise UsageError("--label-weight: the labels are all of the loss; leave this out")
         if dataset.num_classes != num_classes:
             raise UsageError(
                 f"--label-weight: the dataset has {dataset.num_classes or 'no'} classes, the "

@@ -94,6 +94,8 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
     weights = path / WEIGHTS if path.is_dir() else path
     if path.is_dir() and not weights.exists():
         raise UsageError(f"{path}: no {WEIGHTS} there; finish the run with kdcache train --resume")
+    if not weights.exists():
+        raise UsageError(f"{weights}: no such weights file")
     noted = read_facts(weights)
     for name in ("num_classes", "mean", "std"):
         ours, theirs = getattr(given, name), getattr(noted, name)

@@ -180,7 +180,10 @@ def test_a_signal_ends_a_run_after_the_step_and_with_its_own_code(
     assert outcome.stdout.splitlines()[-1].startswith("stopped; go on from")
     assert (tmp_path / "run/checkpoints/step-000000005.pt").exists()
     assert (tmp_path / "run/curves.png").exists()
-    assert train("--cache", complete, *spec, "--resume").code == 0
+    outcome = train("--cache", complete, *spec, "--resume")
+    assert outcome.code == 0
+    newest = tmp_path / "run/checkpoints/step-000000005.pt"
+    assert outcome.stdout.splitlines()[1] == f"goes on from {newest}"
     assert (tmp_path / "run/student.safetensors").exists()
 
 

@@ -145,6 +145,8 @@ def test_labels_that_mean_something_else_have_no_weight(
     seven = replace(TEACHER, num_classes=7)
     sources = replace(sources_of("online"), teacher=seven)
     run_of(tmp_path / "r", sources, learn="online")
+    with pytest.raises(UsageError, match="the labels are all of the loss"):
+        run_of(tmp_path / "r", sources_of("labels"), learn="labels", label_weight=0.5)
     with pytest.raises(UsageError, match="--label-weight: the dataset has 5 classes, the teacher"):
         run_of(tmp_path / "r", sources, learn="online", label_weight=0.5)
 
