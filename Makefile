@@ -66,7 +66,8 @@ ray: .venv/.ray ## install Ray, for precompute --engine ray
 lock: $(UV_READY) ## resolve the newest versions into the lock file
 	$(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --extra demo --extra onnx --extra optim --extra tensorboard --group dev --output-file $(LOCK) pyproject.toml
+	  --extra demo --extra hf --extra onnx --extra optim --extra tensorboard --extra timm \
+	  --group dev --output-file $(LOCK) pyproject.toml
 
 	echo ray | $(UV) pip compile --no-config --quiet --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --constraint $(LOCK) \

@@ -1,0 +1,47 @@
+"""A network as its source gives it: with weights, and what the source knows of it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+Triple = tuple[float, float, float]
+Takes = Literal["images", "pixels"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What images a network was made for; None where its source does not say.
+
+    size: side, in pixels. crop: share of an image's shorter side that the central crop keeps when
+    the network is evaluated, 0 to 1 (timm calls it crop_pct; 224 of 256 is 0.875). interpolation:
+    of the resize before: "bilinear", "bicubic", or another word of its source. mean, std: of the
+    pixels in 0 to 1, by channel.
+    """
+
+    size: int | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its weights, and what is known of both.
+
+    network: maps (N, 3, H, W) to logits (N, C), or to something that holds them. takes: normalised
+    float "images", or uint8 "pixels", which it normalises itself. name: its spec without the place
+    of files, which is what a cache keeps. trained: whether weights were loaded. graph: digest of
+    what weights and name do not say, 64 hexadecimal digits; None if they say all. classes: names,
+    in order. licence: of the weights, an SPDX expression or an address.
+    """
+
+    network: nn.Module
+    name: str
+    trained: bool
+    inputs: Inputs = field(default_factory=Inputs)
+    takes: Takes = "images"
+    graph: str | None = None
+    classes: tuple[str, ...] | None = None
+    licence: str | None = None
