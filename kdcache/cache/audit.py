@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layers import explain_difference
-from kdcache.cache.layout import Span, object_names
+from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed, summarise
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.store import REPAIR, Cache
@@ -20,6 +20,7 @@ from kdcache.identity import digest
 from kdcache.models.teacher import Teacher
 from kdcache.pixels.render import RenderedBlock
 from kdcache.recipe.draws import Stream, permutation
+from kdcache.recipe.parts import Role
 from kdcache.targets.encoding import to_arrays
 from kdcache.targets.packed import Arrays
 
@@ -81,7 +82,7 @@ def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
         yield Finding(span.commit_name, str(error), span)
         return
     sound = True
-    for name in object_names(span, cache.info.specs).values():
+    for name in cache.object_names(span).values():
         entry = commit.objects.get(name)
         try:
             found = cache.folder.digest(name)
@@ -99,7 +100,8 @@ def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
         where = f"tar {span.tar}, view {view}"
         try:
             tile = cache.read_tile(span.tar, view)
-            cache.read_witness(span.tar, view)
+            for role in cache.info.recipe.roles:
+                cache.read_witness(span.tar, view, role=role)
         except CorruptError as error:
             yield Finding(where, str(error), span)
             continue
@@ -164,34 +166,41 @@ def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[tuple[S
         yield items[index]
 
 
-def _render(cache: Cache, source: BlockSource, span: Span, view: int, rows: slice) -> RenderedBlock:
+def _render(
+    cache: Cache, source: BlockSource, item: tuple[Span, int, slice], *, role: Role
+) -> RenderedBlock:
+    span, view, rows = item
     skip = set(cache.commit(span).unusable)
-    return source.render(span.tar, rows, views=[view], skip=skip)
+    return source.render(span.tar, rows, views=[view], role=role, skip=skip)
 
 
 def check_replay(cache: Cache, source: BlockSource, *, share: float) -> Iterator[Finding | None]:
-    """Render a share of the blocks again; yield None for each that is equal, else what differs.
+    """Render a share of the blocks again, as each role sees them.
 
-    The first difference is explained, by rendering its tar once more.
+    Yields None for each that is equal, else what differs. The first difference is explained, by
+    rendering its tar once more.
     """
     explained = False
-    for span, view, rows in _sample(cache, source, share):
-        where = f"tar {span.tar}, view {view}, rows {rows.start} to {rows.stop - 1}"
-        try:
-            block = _render(cache, source, span, view, rows)
-            stored = cache.read_witness(span.tar, view)[rows.start // source.recipe.block]
-        except CorruptError as error:
-            yield Finding(where, str(error), span)
-            continue
-        if block.problems or block.witnesses()[0] != stored:
-            reason = "the pixels differ from the teacher's"
+    for item in _sample(cache, source, share):
+        span, view, rows = item
+        for role in source.recipe.roles:
+            where = f"tar {span.tar}, view {view}, rows {rows.start} to {rows.stop - 1}"
+            where += " as the teacher sees them" if role == "teacher" else ""
+            try:
+                block = _render(cache, source, item, role=role)
+                witnesses = cache.read_witness(span.tar, view, role=role)
+            except CorruptError as error:
+                yield Finding(where, str(error), span)
+                continue
             if block.problems:
-                reason = min(block.problems.items())[1]
-            elif not explained:
-                reason, explained = f"{reason}; {explain_difference(cache, source, span)}", True
-            yield Finding(where, reason, None)
-        else:
-            yield None
+                yield Finding(where, min(block.problems.items())[1], None)
+            elif block.witnesses()[0] == witnesses[rows.start // source.recipe.block]:
+                yield None
+            else:
+                reason = "the pixels differ from the teacher's"
+                if not explained:
+                    reason, explained = f"{reason}; {explain_difference(cache, source, span)}", True
+                yield Finding(where, reason, None)
 
 
 @dataclass(frozen=True)
@@ -226,8 +235,8 @@ def check_teacher(
     encoding = cache.info.encoding
     rows_seen = agree = equal = 0
     kl, difference = 0.0, 0.0
-    for span, view, rows in _sample(cache, source, share):
-        block = _render(cache, source, span, view, rows)
+    for item in _sample(cache, source, share):
+        block, (span, view, rows) = _render(cache, source, item, role="teacher"), item
         usable = np.flatnonzero(block.usable_N)
         if not len(usable):
             continue

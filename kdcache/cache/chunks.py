@@ -6,6 +6,7 @@ a shard, are compared once in each process; a chunk's checksum each time.
 
 import os
 
+from kdcache.cache.layout import WITNESSES
 from kdcache.cache.manifest import Commit
 from kdcache.cache.objects import unreadable
 from kdcache.cache.shard import Place, shard_index, stated_checksum
@@ -37,7 +38,7 @@ class ChunkReader:
             raise unreadable(path, error) from None
         try:
             if name not in self._sound:
-                is_shard = array != "witness"
+                is_shard = array not in WITNESSES.values()
                 _compare(file, path, places, commit=commit, name=name, is_shard=is_shard)
                 self._sound.add(name)
             chunk = os.pread(file, place.size_bytes, place.offset)

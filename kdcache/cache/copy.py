@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kdcache.cache.audit import Finding
-from kdcache.cache.layout import Span, object_names
+from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed, parse_commit
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, KdcacheError, MismatchError
@@ -84,7 +84,7 @@ def load_span(source: Cache, span: Span) -> StoredSpan:
     record, where = read(span.commit_name), source.path / span.commit_name
     commit = parse_commit(record, span, cache=source.info.id, where=where)
     source.check_extent(commit)
-    objects = {name: read(name) for name in object_names(span, source.info.specs).values()}
+    objects = {name: read(name) for name in source.object_names(span).values()}
     for name, data in objects.items():
         found = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         if found != commit.objects[name]:

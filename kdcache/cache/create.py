@@ -61,7 +61,7 @@ def create_like(path: Path, like: Cache, *, num_views: int) -> Cache:
     grid, tars = like.grid, range(like.grid.num_tars)
     check_views(num_views, grid.span_views)
     attributes = with_extent(like.attributes(), views=num_views)
-    arrays = array_documents(like.info.specs, grid.with_views(num_views))
+    arrays = like.array_metadata(num_views)
     samples = {"uids": [like.uids(t) for t in tars], "contents": [like.contents(t) for t in tars]}
     return _publish(
         path,
@@ -89,7 +89,7 @@ def _publish(path: Path, objects: dict[str, bytes]) -> Cache:
 def metadata_objects(info: CacheInfo, grid: Grid) -> dict[str, bytes]:
     """Return the metadata documents of a new cache, by name."""
     root = root_document({"kdcache": info.attributes(grid)}, None)
-    arrays = array_documents(info.specs, grid)
+    arrays = array_documents(info.specs, grid, witnesses=info.witnesses)
     return {ROOT: to_text(root)} | {array_document(n): to_text(d) for n, d in arrays.items()}
 
 

@@ -13,7 +13,6 @@ from kdcache.cache.metadata import (
     ROOT,
     Document,
     array_document,
-    array_documents,
     root_document,
     to_text,
 )
@@ -47,7 +46,7 @@ def extend_cache(path: Path, *, num_views: int) -> Cache:
 def _grow(cache: Cache, num_views: int) -> None:
     attributes, now = cache.attributes(), cache.grid.num_views
     before = cache.array_metadata()
-    after = array_documents(cache.info.specs, cache.grid.with_views(num_views))
+    after = cache.array_metadata(num_views)
     try:
         # From here on the arrays may have either shape; what zarr sees first are the arrays.
         _write(cache, ROOT, _root(attributes, now, extends_to=num_views))

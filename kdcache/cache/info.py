@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache import __version__
-from kdcache.cache.layout import Grid
+from kdcache.cache.layout import WITNESSES, Grid
 from kdcache.errors import CorruptError, UsageError
 from kdcache.identity import FORMAT_NEEDS, FORMAT_VERSION, cache_id, canonical_json, digest
 from kdcache.recipe.schema import Recipe, parse_recipe
@@ -54,6 +54,11 @@ class CacheInfo:
     def specs(self) -> tuple[FieldSpec, ...]:
         """Return the stored arrays of the encoding."""
         return self.encoding.specs(self.num_classes)
+
+    @cached_property
+    def witnesses(self) -> tuple[str, ...]:
+        """Return the arrays of witnesses, one for each rendering of a view."""
+        return tuple(WITNESSES[role] for role in self.recipe.roles)
 
     def attributes(self, grid: Grid, *, extends_to: int | None = None) -> dict[str, Any]:
         """Return the attributes as plain JSON values; digest is of all others.

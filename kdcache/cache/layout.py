@@ -9,9 +9,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kdcache.errors import UsageError
+from kdcache.recipe.parts import Role
 from kdcache.targets.target import FieldSpec
 
 MAX_SPAN_VIEWS = 8
+# The array of each role's witnesses; the teacher's only where it has a rendering of its own.
+WITNESSES: dict[Role, str] = {"student": "witness", "teacher": "teacher_witness"}
 EXTENT_LOCK = 2**62  # of the root document and the seal; beyond the locks of all spans
 
 
@@ -115,10 +118,12 @@ def object_name(array: str, span: Span, *, dimensions: int) -> str:
     return f"{array}/c/{span.tar}/{span.run}" + "/0" * (dimensions - 2)
 
 
-def object_names(span: Span, specs: tuple[FieldSpec, ...]) -> dict[str, str]:
+def object_names(
+    span: Span, specs: tuple[FieldSpec, ...], *, witnesses: tuple[str, ...] = ("witness",)
+) -> dict[str, str]:
     """Return the names of the objects that a span writes, by array."""
     fields = {
         spec.name: object_name(spec.name, span, dimensions=3 if spec.layout == "ragged" else 4)
         for spec in specs
     }
-    return {**fields, "witness": object_name("witness", span, dimensions=3)}
+    return fields | {name: object_name(name, span, dimensions=3) for name in witnesses}

@@ -26,16 +26,19 @@ def array_document(name: str) -> str:
     return f"{name}/{ROOT}"
 
 
-def array_documents(specs: Sequence[FieldSpec], grid: Grid) -> dict[str, Document]:
+def array_documents(
+    specs: Sequence[FieldSpec], grid: Grid, *, witnesses: Sequence[str]
+) -> dict[str, Document]:
     """Return the metadata of each array of a cache, by array."""
     tars, views, rows = grid.num_tars, grid.num_views, grid.max_rows
     documents = {spec.name: _field(spec, grid) for spec in specs}
-    documents["witness"] = _array(
-        (tars, views, grid.blocks),
-        (1, grid.span_views, grid.blocks),
-        dtype="u8",
-        dimensions=("tar", "view", "block"),
-    )
+    for name in witnesses:
+        documents[name] = _array(
+            (tars, views, grid.blocks),
+            (1, grid.span_views, grid.blocks),
+            dtype="u8",
+            dimensions=("tar", "view", "block"),
+        )
     for name in ("uids", "contents"):
         documents[name] = _array((tars, rows), (1, rows), dtype="u8", dimensions=("tar", "row"))
     documents["rows"] = _array((tars,), (tars,), dtype="u4", dimensions=("tar",))

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from kdcache.cache.audit import Finding, check_objects, check_span
 from kdcache.cache.create import ROWS, rows_object, sample_object
 from kdcache.cache.info import with_extent
-from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
+from kdcache.cache.layout import EXTENT_LOCK, Span
 from kdcache.cache.manifest import SEAL, committed, read_commit
 from kdcache.cache.metadata import (
     ROOT,
     array_document,
-    array_documents,
     root_document,
     to_text,
 )
@@ -150,7 +149,7 @@ def _agreed_views(path: Path, copy: Cache) -> int | None:
             views = copy.grid.num_views if array in _WITHOUT_VIEWS else int(found["shape"][1])
         except (KeyError, TypeError, ValueError, IndexError):
             return None
-        if found != array_documents(copy.info.specs, copy.grid.with_views(views))[array]:
+        if found != copy.array_metadata(views)[array]:
             return None
         if array not in _WITHOUT_VIEWS:
             agreed.add(views)
@@ -256,7 +255,7 @@ def carry_out(cache: Cache, plan: Plan) -> Cache:
                     folder.remove(SEAL)
                     folder.remove(span.commit_name)
                     locks.free(EXTENT_LOCK)
-                    for name in object_names(span, cache.info.specs).values():
+                    for name in cache.object_names(span).values():
                         folder.remove(name)
                 locks.free(span.lock)
     except OSError as error:

@@ -6,6 +6,7 @@ this one's. Its bytes are those that zarr-python writes and reads (zarr_path.py)
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader
 from kdcache.cache.info import read_attributes
-from kdcache.cache.layout import EXTENT_LOCK, Span, object_names
+from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
 from kdcache.cache.manifest import (
     COMMITS,
     SEAL,
@@ -52,6 +53,7 @@ from kdcache.cache.shard import (
 from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
 from kdcache.identity import read_json
+from kdcache.recipe.parts import Role
 from kdcache.targets.fidelity import Fidelity
 from kdcache.targets.packed import Arrays
 from kdcache.targets.target import Fields
@@ -133,16 +135,21 @@ class Cache:
         """Return the root group's attributes as they are on the disk now, others' among them."""
         return dict(self._document(ROOT)["attributes"])
 
-    def array_metadata(self) -> dict[str, Document]:
-        """Return what the metadata of each array should be."""
-        return array_documents(self.info.specs, self.grid)
+    def array_metadata(self, num_views: int | None = None) -> dict[str, Document]:
+        """Return what the metadata of each array should be. num_views: None takes the cache's."""
+        grid = self.grid if num_views is None else self.grid.with_views(num_views)
+        return array_documents(self.info.specs, grid, witnesses=self.info.witnesses)
+
+    def object_names(self, span: Span) -> dict[str, str]:
+        """Return the names of the objects of a span, by array."""
+        return object_names(span, self.info.specs, witnesses=self.info.witnesses)
 
     def problems(self) -> dict[str, str]:
         """Return what is wrong with objects that the attributes decide, by name."""
         expected, problems = self.array_metadata(), {}
         grown = expected
         if self.extends_to is not None:
-            grown = array_documents(self.info.specs, self.grid.with_views(self.extends_to))
+            grown = self.array_metadata(self.extends_to)
         root = self._document(ROOT)
         if root.get("consolidated_metadata") == consolidation(expected):
             del root["consolidated_metadata"]
@@ -205,8 +212,8 @@ class Cache:
             CorruptError: it does not.
         """
         span = Span(commit.tar, commit.run)
-        names, views = object_names(span, self.info.specs), tuple(self.grid.views(span))
-        tiles = dict.fromkeys(names, len(views)) | {"witness": 1}
+        names, views = self.object_names(span), tuple(self.grid.views(span))
+        tiles = dict.fromkeys(names, len(views)) | dict.fromkeys(self.info.witnesses, 1)
         if (
             (commit.views, commit.rows) != (views, int(self.rows[span.tar]))
             or commit.objects.keys() != set(names.values())
@@ -241,7 +248,7 @@ class Cache:
         span: Span,
         fields: Arrays,
         *,
-        witness: NDArray[np.uint64],
+        witnesses: Sequence[NDArray[np.uint64]],
         layers: dict[str, str],
         fidelity: Fidelity,
         versions: dict[str, str],
@@ -249,8 +256,8 @@ class Cache:
     ) -> Commit:
         """Write a span's objects, force them to the disk, then commit them.
 
-        fields: arrays (G, rows, width) of the encoding's dtypes. witness: (G, blocks of the tar).
-        layers: digests of what made the pixels of the first view.
+        fields: arrays (G, rows, width) of the encoding's dtypes. witnesses: (G, blocks of the
+        tar), of each rendering. layers: digests of what made the pixels of the first view.
         started: time.monotonic() at which the span's work began.
 
         Raises:
@@ -265,11 +272,12 @@ class Cache:
             )
         views = self.grid.views(span)
         data, tiles = self._encode(fields, len(views))
-        blocks = np.zeros((len(views), self.grid.blocks), "<u8")
-        blocks[:, : witness.shape[1]] = witness
-        data["witness"] = with_checksum(blocks.tobytes())
-        tiles["witness"] = (Place(0, len(data["witness"]), checksum(blocks.tobytes())),)
-        objects = {name: data[array] for array, name in object_names(span, self.info.specs).items()}
+        for name, witness in zip(self.info.witnesses, witnesses, strict=True):
+            blocks = np.zeros((len(views), self.grid.blocks), "<u8")
+            blocks[:, : witness.shape[1]] = witness
+            data[name] = with_checksum(blocks.tobytes())
+            tiles[name] = (Place(0, len(data[name]), checksum(blocks.tobytes())),)
+        objects = {name: data[array] for array, name in self.object_names(span).items()}
         try:
             self.folder.write(objects)
             commit = Commit(
@@ -384,7 +392,7 @@ class Cache:
         span, position = self.grid.span_of(tar, view), view % self.grid.span_views
         commit = self.commit(span)
         rows = int(self.rows[tar])
-        names = object_names(span, self.info.specs)
+        names = self.object_names(span)
         chunks = {
             s.name: self._chunks.read(commit, s.name, names[s.name], position=position)
             for s in self.info.specs
@@ -398,18 +406,19 @@ class Cache:
             raise CorruptError(f"{where} is unlike its commit record; {REPAIR}")
         return Tile({name: torch.from_numpy(array) for name, array in arrays.items()}, usable)
 
-    def read_witness(self, tar: int, view: int) -> NDArray[np.uint64]:
-        """Return the witness of each block of a tar in a view, uint64.
+    def read_witness(self, tar: int, view: int, *, role: Role = "student") -> NDArray[np.uint64]:
+        """Return the witness of each block of a tar in a view, as a role sees it, uint64.
 
         Raises:
             IncompleteError: the tile is not computed.
             CorruptError: the object is missing or damaged.
         """
-        witnesses = self._witnesses(self.grid.span_of(tar, view))
+        array = WITNESSES[role if role in self.info.recipe.roles else "student"]
+        witnesses = self._witnesses(self.grid.span_of(tar, view), array)
         blocks = -(-int(self.rows[tar]) // self.grid.block)
         return witnesses[view % self.grid.span_views, :blocks]
 
-    def _read_witnesses(self, span: Span) -> NDArray[np.uint64]:
-        name = object_names(span, self.info.specs)["witness"]
-        data = self._chunks.read(self.commit(span), "witness", name, position=0)[:-4]
+    def _read_witnesses(self, span: Span, array: str) -> NDArray[np.uint64]:
+        name = self.object_names(span)[array]
+        data = self._chunks.read(self.commit(span), array, name, position=0)[:-4]
         return np.frombuffer(data, "<u8").reshape(self.grid.span_views, self.grid.blocks)

@@ -176,7 +176,7 @@ def precompute(
     inline = engine is Engine.inline
     network = spec.load(device) if inline else replace(spec, compiled=False).load("cpu")
     if batch_size is None and inline:
-        batch_size = fit_batch_size(network, plan.size)
+        batch_size = fit_batch_size(network, plan.size_for("teacher"))
         say(f"batches of {batch_size} views", as_json=as_json)
     source, other_classes = dataset_source(dataset, plan), teacher_classes is not None
     if budget is not None:

@@ -12,6 +12,7 @@ from kdcache.data.tars import key_at
 from kdcache.errors import MismatchError
 from kdcache.pixels.render import RenderedBlock, render_drawn
 from kdcache.pixels.witness import LayerDigests
+from kdcache.recipe.parts import Role
 from kdcache.recipe.plan import Drawn, block_slices, draw_view
 from kdcache.recipe.schema import Recipe
 
@@ -82,6 +83,7 @@ class BlockSource:
         rows: slice,
         *,
         views: Sequence[int],
+        role: Role = "student",
         skip: Collection[int] = (),
         whole: bool = True,
         out_GNHW3: NDArray[np.uint8] | None = None,
@@ -89,7 +91,7 @@ class BlockSource:
     ) -> RenderedBlock:
         """Return a block's pixels in the given views. skip: rows of the tar known to be unusable.
 
-        whole, out_GNHW3, layers: as render_drawn.
+        role: who sees them. whole, out_GNHW3, layers: as render_drawn.
 
         Raises:
             DataError: a tar is missing or changed since it was indexed.
@@ -99,23 +101,25 @@ class BlockSource:
             None if row in skip else data
             for row, data in zip(range(rows.start, rows.stop), files, strict=True)
         ]
-        drawn = [self._drawn(tar, rows, view) for view in views]
+        drawn = [self._drawn(tar, rows, view, role) for view in views]
         return render_drawn(
-            self.recipe, images, drawn, whole=whole, out_GNHW3=out_GNHW3, layers=layers
+            self.recipe, images, drawn, role=role, whole=whole, out_GNHW3=out_GNHW3, layers=layers
         )
 
-    def _drawn(self, tar: int, rows: slice, view: int) -> Drawn:
+    def _drawn(self, tar: int, rows: slice, view: int, role: Role) -> Drawn:
         group = max(GROUP_ROWS // self.recipe.block, 1) * self.recipe.block
         first = rows.start // group * group
-        drawn = _draw_group(self, tar, (first, first + group), view)
+        drawn = _draw_group(self, tar, (first, first + group), view, role)
         return drawn.rows(slice(rows.start - first, rows.stop - first))
 
 
 @lru_cache(maxsize=GROUPS_KEPT)
-def _draw_group(source: BlockSource, tar: int, rows: tuple[int, int], view: int) -> Drawn:
+def _draw_group(
+    source: BlockSource, tar: int, rows: tuple[int, int], view: int, role: Role
+) -> Drawn:
     """Return what is drawn for many blocks at once, which costs a fraction of one by one."""
     uids = source.uids[source.starts[tar] : source.starts[tar + 1]][slice(*rows)]
-    return draw_view(source.recipe, uids, view=view)
+    return draw_view(source.recipe, uids, view=view, role=role)
 
 
 def dataset_source(dataset: Dataset, recipe: Recipe) -> BlockSource:

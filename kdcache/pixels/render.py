@@ -20,6 +20,7 @@ from kdcache.pixels.resize import RESIZE
 from kdcache.pixels.selftest import check_pixels
 from kdcache.pixels.steps import apply_steps
 from kdcache.pixels.witness import Layer, LayerDigests, witness
+from kdcache.recipe.parts import Resize, Role
 from kdcache.recipe.plan import Drawn, ViewParams, draw_view, plan_drawn
 from kdcache.recipe.schema import Recipe
 
@@ -95,14 +96,16 @@ def _around(windows: Iterable[Window]) -> Window:
 
 
 def _crops(
-    data: bytes, header: Header, boxes: Sequence[list[int]], *, recipe: Recipe, whole: bool
+    data: bytes, header: Header, boxes: Sequence[list[int]], *, least: float, whole: bool
 ) -> list[Pixels]:
     """Return the pixels that each box covers, contiguous; each scale is decoded once.
+
+    least: sides, in pixels, that decoding at a smaller scale must leave.
 
     Raises:
         DataError: the image cannot be decoded.
     """
-    size, least = (header.width, header.height), recipe.decode.guard * recipe.size
+    size = (header.width, header.height)
     scales = [jpeg_scale(w, h, least=least) if header.scalable else 1 for _, _, w, h in boxes]
     windows = [scaled_window(b, scale=n, size=size) for b, n in zip(boxes, scales, strict=True)]
     decoded = {}
@@ -117,10 +120,10 @@ def _crops(
 
 
 def _render_row(
-    row: _Row, crop: Pixels, *, recipe: Recipe, out: Pixels, layers: LayerDigests | None
+    row: _Row, crop: Pixels, *, resize: Resize, out: Pixels, layers: LayerDigests | None
 ) -> None:
     """Write a row's view, before mixing, to out; layers takes the digest of each layer."""
-    view = resized = RESIZE[recipe.resize](crop, recipe.size)
+    view = resized = RESIZE[resize](crop, len(out))
     if row.mirrored:
         view = torch.from_numpy(view).flip(1).numpy()  # NumPy takes ten times as long
     if row.upside_down:
@@ -141,11 +144,12 @@ def render_drawn(
     images: Sequence[bytes | None],
     drawn: Sequence[Drawn],
     *,
+    role: Role = "student",
     whole: bool = True,
     out_GNHW3: Pixels | None = None,
     layers: LayerDigests | None = None,
 ) -> RenderedBlock:
-    """Return a block's pixels in the G views that are drawn for it.
+    """Return a block's pixels in the G views that are drawn for it and the role that sees them.
 
     images: file bytes of the block's N rows in order; None for a row known to be unusable.
     whole: decode all of each image, and so notice any damage; else what the views need, of images
@@ -157,8 +161,9 @@ def render_drawn(
     Raises:
         MismatchError: a library makes other pixels than the pixel function states.
     """
-    check_pixels(recipe.resize)
-    shape = (len(drawn), len(images), recipe.size, recipe.size, 3)
+    size, resize = recipe.size_for(role), recipe.resize_for(role)
+    check_pixels(resize)
+    shape = (len(drawn), len(images), size, size, 3)
     out_GNHW3 = np.empty(shape, np.uint8) if out_GNHW3 is None else out_GNHW3
     problems: dict[int, str] = {}
     headers = _headers(images, recipe, whole=whole, problems=problems)
@@ -167,7 +172,7 @@ def render_drawn(
         sizes_N2[row] = header.width, header.height
     plans = [plan_drawn(recipe, view, sizes_N2=sizes_N2) for view in drawn]
     rows_GN = [_plain_rows(plan) for plan in plans]
-    usable_N = np.zeros(len(images), bool)
+    usable_N, least = np.zeros(len(images), bool), recipe.decode.guard * size
 
     def render(row: int, outs: Sequence[Pixels]) -> bool:
         """Write a row's views, before mixing, to outs; return whether it is usable."""
@@ -176,13 +181,13 @@ def render_drawn(
             return False
         views = [rows_N[row] for rows_N in rows_GN]
         try:
-            crops = _crops(data, header, [v.box for v in views], recipe=recipe, whole=whole)
+            crops = _crops(data, header, [v.box for v in views], least=least, whole=whole)
         except DataError as error:
             problems[row] = str(error)
             return False
         for number, (view, crop, out) in enumerate(zip(views, crops, outs, strict=True)):
             digests = layers if number == 0 else None
-            _render_row(view, crop, recipe=recipe, out=out, layers=digests)
+            _render_row(view, crop, resize=resize, out=out, layers=digests)
         usable_N[row] = True
         return True
 

@@ -1,13 +1,17 @@
 """Crops to views: resizes in uint8 whose bytes are the same on every machine.
 
-Both are bilinear with antialiasing, and differ from each other by one level, rarely by two.
+The bilinear two differ from each other by one level, rarely by two; all are antialiased.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+
+from kdcache.recipe.parts import Resize
 
 Pixels = NDArray[np.uint8]
 
@@ -23,9 +27,22 @@ def resize_torch(pixels: Pixels, size: int) -> Pixels:
 
 def resize_pillow(pixels: Pixels, size: int) -> Pixels:
     """Return pixels as (size, size, 3) by two one-dimensional Pillow resizes, horizontal first."""
+    return _by_pillow(pixels, size, Image.Resampling.BILINEAR)
+
+
+def resize_pillow_bicubic(pixels: Pixels, size: int) -> Pixels:
+    """Return pixels as (size, size, 3) as resize_pillow, bicubic (a = -0.5)."""
+    return _by_pillow(pixels, size, Image.Resampling.BICUBIC)
+
+
+def _by_pillow(pixels: Pixels, size: int, filter_: Image.Resampling) -> Pixels:
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    wide = image.resize((size, image.height), Image.Resampling.BILINEAR)
-    return np.array(wide.resize((size, size), Image.Resampling.BILINEAR))
+    wide = image.resize((size, image.height), filter_)
+    return np.array(wide.resize((size, size), filter_))
 
 
-RESIZE = {"torch": resize_torch, "pillow": resize_pillow}
+RESIZE: dict[Resize, Callable[[Pixels, int], Pixels]] = {
+    "torch": resize_torch,
+    "pillow": resize_pillow,
+    "pillow-bicubic": resize_pillow_bicubic,
+}

@@ -6,7 +6,6 @@ ten milliseconds. Decoding is proven backend by backend in conformance.py.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import xxhash
@@ -19,6 +18,7 @@ from kdcache.pixels.resize import RESIZE
 from kdcache.pixels.steps import apply_steps
 from kdcache.pixels.witness import Layer, libraries, pixel_versions
 from kdcache.recipe.ops import STEP_WIDTH, Op
+from kdcache.recipe.parts import Resize
 from kdcache.recipe.plan import plan_block
 from kdcache.recipe.schema import Recipe, parse_recipe
 
@@ -28,6 +28,7 @@ _EXPECTED = {
     "draw": "c66874b56bee8325",
     "resize torch": "dd4bf4a81f11fb14",
     "resize pillow": "e4b911edbb041223",
+    "resize pillow-bicubic": "72de0245e0b06933",
     "steps": "b134099cd9e4fada",
     "mix": "f7348141b763279c",
 }
@@ -61,7 +62,7 @@ def _drawn() -> list[NDArray[np.generic]]:
     return [getattr(params, name) for name in names]
 
 
-def _resized(law: Literal["torch", "pillow"]) -> list[NDArray[np.generic]]:
+def _resized(law: Resize) -> list[NDArray[np.generic]]:
     sizes = ((61, 47), (24, 24), (9, 80), (1, 1), (301, 203))
     return [RESIZE[law](_pattern(*size), 24) for size in sizes]
 
@@ -88,6 +89,7 @@ _TESTS: dict[str, Callable[[], list[NDArray[np.generic]]]] = {
     "draw": _drawn,
     "resize torch": lambda: _resized("torch"),
     "resize pillow": lambda: _resized("pillow"),
+    "resize pillow-bicubic": lambda: _resized("pillow-bicubic"),
     "steps": _stepped,
     "mix": _mixed,
 }
@@ -102,8 +104,8 @@ def found_digest(test: str) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=2)
-def check_pixels(resize: Literal["torch", "pillow"]) -> None:
+@lru_cache(maxsize=3)
+def check_pixels(resize: Resize) -> None:
     """Check, once in a process, that its libraries make the pixels of pixel function 1.
 
     Raises:

@@ -25,7 +25,7 @@ PIXEL_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
 def libraries(layer: Layer, *, resize: str) -> tuple[str, ...]:
     """Return the libraries that a layer rests on. resize: the recipe's."""
     if layer is Layer.RESIZE:
-        return (resize,)
+        return (resize.partition("-")[0],)
     return ("simplejpeg", "pillow") if layer is Layer.DECODE else ("numpy",)
 
 

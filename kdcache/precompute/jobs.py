@@ -37,6 +37,6 @@ class JobSpec:
             dataset, recipe, teacher=teacher, encoding=encoding, other_classes=True
         )
         check_same(cache, info)
-        batch_size = self.batch_size or fit_batch_size(teacher, recipe.size)
+        batch_size = self.batch_size or fit_batch_size(teacher, recipe.size_for("teacher"))
         source = dataset_source(dataset, recipe)
         return Job(source, teacher, cache, batch_size, self.skip_bad, self.num_workers)

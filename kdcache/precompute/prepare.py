@@ -30,7 +30,7 @@ def check_classes(
         MismatchError: the teacher has another number of classes than the dataset.
         UsageError: the teacher does not serve.
     """
-    num_classes = teacher.num_classes(recipe.size)
+    num_classes = teacher.num_classes(recipe.size_for("teacher"))
     if dataset.num_classes not in (None, num_classes) and not other_classes:
         raise MismatchError(
             f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "

@@ -169,7 +169,8 @@ class _Probing:
             DataError: no image can be used.
         """
         recipe, num_views = self._source.recipe, self._options.span_views
-        memory = np.empty((num_views, recipe.block, recipe.size, recipe.size, 3), np.uint8)
+        size = recipe.size_for("teacher")
+        memory = np.empty((num_views, recipe.block, size, size, 3), np.uint8)
         for turn in count():
             found = False
             for request in self._requests(turn):
@@ -238,5 +239,6 @@ class _Probing:
         tile = {n: np.concatenate([p[n] for p in parts])[: self._tile_rows] for n in parts[0]}
         num_rows = len(next(iter(tile.values())))
         chunks = encode_tile(tile, self._specs, num_rows=num_rows)
-        witnesses = WITNESS_BYTES / min(self._source.recipe.block, self._tile_rows)
+        recipe = self._source.recipe
+        witnesses = len(recipe.roles) * WITNESS_BYTES / min(recipe.block, self._tile_rows)
         return sum(map(len, chunks.values())) / num_rows + witnesses

@@ -32,18 +32,18 @@ class BlockRequest(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SpanBlock:
-    """A block of N rows in the G views of a span.
+    """A block of N rows in the G views of a span, as the teacher sees it.
 
     pixels_GNHW3: uint8; None while the ring holds them. problems: why a row cannot be used, by row
-    of the block. usable_N: rows that have pixels. witnesses_G: of each view. layers: digests of the
-    block in the first view.
+    of the block. usable_N: rows that have pixels. witnesses: of each view (G,), of each role's
+    rendering. layers: digests of the block in the first view, as the student sees it.
     """
 
     request: BlockRequest
     pixels_GNHW3: NDArray[np.uint8] | None
     problems: dict[int, str]
     usable_N: NDArray[np.bool_]
-    witnesses_G: NDArray[np.uint64]
+    witnesses: tuple[NDArray[np.uint64], ...]
     layers: dict[str, int]
 
 
@@ -56,18 +56,29 @@ def render_block(
 ) -> SpanBlock:
     """Return a block of a span in the span's views. out_GNHW3: where pixels are written.
 
+    Where the teacher has a rendering of its own, the student's is made too, for its witness.
+
     Raises:
         DataError: the tar is missing or changed since it was indexed.
     """
-    layers, rows = LayerDigests(), slice(request.start, request.stop)
-    block = source.render(request.span.tar, rows, views=views, layers=layers, out_GNHW3=out_GNHW3)
+    layers, rows, tar = LayerDigests(), slice(request.start, request.stop), request.span.tar
+    alike = source.recipe.teacher is None
+    block = source.render(
+        tar,
+        rows,
+        views=views,
+        role="teacher",
+        layers=layers if alike else None,
+        out_GNHW3=out_GNHW3,
+    )
+    witnesses: tuple[NDArray[np.uint64], ...] = (block.witnesses(),)
+    if not alike:
+        unusable = (np.flatnonzero(~block.usable_N) + rows.start).tolist()
+        student = source.render(tar, rows, views=views, skip=unusable, whole=False, layers=layers)
+        assert not student.problems, "what was decoded in whole is decoded in part"
+        witnesses = (student.witnesses(), *witnesses)
     return SpanBlock(
-        request,
-        block.pixels_GNHW3,
-        block.problems,
-        block.usable_N,
-        block.witnesses(),
-        layers.values(),
+        request, block.pixels_GNHW3, block.problems, block.usable_N, witnesses, layers.values()
     )
 
 
@@ -97,7 +108,7 @@ class BlockStream:
         self._source, self._grid, self._num_workers = source, grid, num_workers
         self._ring: Ring | None = None
         if num_workers and can_share():
-            size, slots = source.recipe.size, PREFETCH * num_workers + 2
+            size, slots = source.recipe.size_for("teacher"), PREFETCH * num_workers + 2
             shape = (slots, grid.span_views, source.recipe.block, size, size, 3)
             self._ring = Ring(shape)
 

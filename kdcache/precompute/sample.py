@@ -95,7 +95,7 @@ def _sampled_pixels(source: BlockSource, *, num_rows: int, num_views: int) -> It
         for number in rng.permutation(len(blocks)).tolist():
             tar, rows = blocks[number]
             view = (int(first_view[number]) + turn) % num_views
-            block = source.render(tar, rows, views=[view])
+            block = source.render(tar, rows, views=[view], role="teacher")
             usable = np.flatnonzero(block.usable_N)
             chosen = np.sort(rng.permutation(usable)[:per_block])
             if len(chosen):

@@ -242,7 +242,7 @@ class _Run:
             self._job.cache.write_span,
             targets.span,
             targets.arrays,
-            witness=np.stack(targets.witnesses, axis=1),
+            witnesses=[np.stack(role, axis=1) for role in zip(*targets.witnesses, strict=True)],
             layers=join_layers(targets.layers),
             fidelity=targets.fidelity,
             versions=write_versions(self._job.teacher, batch_size=targets.batch_size),

@@ -31,14 +31,15 @@ AHEAD = 2
 class SpanTargets:
     """What is known of a span so far.
 
-    arrays: (G, rows, width), fill values at first. batch_size: most views in one call of the
+    arrays: (G, rows, width), fill values at first. witnesses: of each block, as SpanBlock's.
+    batch_size: most views in one call of the
     teacher, 0 before the first.
     """
 
     span: Span
     arrays: dict[str, NDArray[Any]]
     fidelity: Fidelity = NO_ROWS
-    witnesses: list[NDArray[np.uint64]] = field(default_factory=list)
+    witnesses: list[tuple[NDArray[np.uint64], ...]] = field(default_factory=list)
     layers: list[dict[str, int]] = field(default_factory=list)
     batch_size: int = 0
 
@@ -102,7 +103,7 @@ class Classroom:
             self._waiting.append(self._run(pixels, targets, view_N=view_N, row_N=row_N + first))
             while len(self._waiting) > (AHEAD if self._pins else 0):
                 self._collect(self._waiting.popleft())
-        targets.witnesses.append(block.witnesses_G)
+        targets.witnesses.append(block.witnesses)
         targets.layers.append(block.layers)
 
     def is_done(self, targets: SpanTargets) -> bool:

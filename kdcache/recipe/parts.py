@@ -11,6 +11,8 @@ MAX_OPS = 8
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Strength = Annotated[float, Field(ge=0.0, le=10.0)]
 Range = tuple[float, float]
+Resize = Literal["torch", "pillow", "pillow-bicubic"]
+Role = Literal["student", "teacher"]
 
 
 class Part(BaseModel):
@@ -200,6 +202,19 @@ class Erase(Part):
         _check_area(self.area)
         _check_ratio(self.ratio)
         return self
+
+
+# --- what the teacher sees ----------------------------------------------------------------------
+
+
+class TeacherView(Part):
+    """The teacher's rendering of a view: the same box, flips, steps and mixing at its own size.
+
+    resize: None takes the recipe's. Lengths in pixels (shifts, blurs, rectangles) scale with size.
+    """
+
+    size: Annotated[int, Field(ge=1, le=4096)]
+    resize: Resize | None = None
 
 
 # --- mixing with a partner of the block -------------------------------------------------------

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kdcache.recipe.augment import NUM_WORDS, draw_steps
 from kdcache.recipe.draws import Stream, permutations, uniforms
 from kdcache.recipe.geometry import crop_boxes
-from kdcache.recipe.parts import Cutmix, Mixup, Switch
+from kdcache.recipe.parts import Cutmix, Mixup, Role, Switch
 from kdcache.recipe.schema import Recipe
 
 FULL_WEIGHT = 256
@@ -119,8 +119,11 @@ def mixing_partners(seed: int, uids_N: U64, *, view: int, block: int) -> NDArray
     return np.concatenate(parts)
 
 
-def draw_view(recipe: Recipe, uids_N: U64, *, view: int) -> Drawn:
-    """Return what is drawn for the rows of whole blocks, in order, in one view."""
+def draw_view(recipe: Recipe, uids_N: U64, *, view: int, role: Role = "student") -> Drawn:
+    """Return what is drawn for the rows of whole blocks, in order, in one view, as a role sees it.
+
+    Roles differ in lengths alone, which are of their sizes.
+    """
     seed, count = recipe.seed, len(uids_N)
     needed = NUM_WORDS if _augmented(recipe) else _BASE_WORDS
     u = uniforms(seed, uids_N, view=view, count=needed)
@@ -134,15 +137,15 @@ def draw_view(recipe: Recipe, uids_N: U64, *, view: int) -> Drawn:
     partners = np.arange(count) % recipe.block
     if recipe.mix is not None:
         partners = mixing_partners(seed, uids_N, view=view, block=recipe.block)
-    weights, cuts = _mixing(recipe, u)
-    steps = draw_steps(recipe, u)
+    weights, cuts = _mixing(recipe, u, size=recipe.size_for(role))
+    steps = draw_steps(recipe, u, role=role)
     base = np.ascontiguousarray(u[:, :_BASE_WORDS])  # a part of u would keep all of it
     return Drawn(view, uids_N, base, flips_N2, steps, partners, weights, cuts)
 
 
 def _augmented(recipe: Recipe) -> bool:
     """Return whether a recipe needs words after the first 24."""
-    plain = {"flip", "mix"} if isinstance(recipe.mix, Mixup | None) else {"flip"}
+    plain = {"flip", "teacher"} | ({"mix"} if isinstance(recipe.mix, Mixup | None) else set())
     vertical = recipe.flip is not None and recipe.flip.vertical is not None
     steps = {
         name for name, field in type(recipe).model_fields.items()
@@ -151,9 +154,9 @@ def _augmented(recipe: Recipe) -> bool:
     return vertical or bool(steps - plain)
 
 
-def _mixing(recipe: Recipe, u: F64) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+def _mixing(recipe: Recipe, u: F64, *, size: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
     """Return the weights of mixup and the rectangles of cutmix, which neither mixes both ways."""
-    mix, count, size = recipe.mix, len(u), recipe.size
+    mix, count = recipe.mix, len(u)
     drawn = (u[:, 5] * (FULL_WEIGHT + 1)).astype(np.uint16)
     blended, cut = np.zeros(count, bool), np.zeros(count, bool)
     if isinstance(mix, Mixup):

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from kdcache.errors import UsageError
 from kdcache.identity import digest
 from kdcache.recipe.parts import (
+    MAX_SIGMA,
     Blur,
     CentreCrop,
     Chance,
@@ -31,8 +32,11 @@ from kdcache.recipe.parts import (
     Part,
     Posterize,
     RandAugment,
+    Resize,
+    Role,
     Solarize,
     Switch,
+    TeacherView,
     TrivialAugment,
 )
 
@@ -47,25 +51,28 @@ _LAWS = {"crop": _CROPS, "augment": _AUGMENTS, "mix": _MIXES}
 _TABLES: dict[str, type[Part]] = {
     "decode": Decode, "flip": Flip, "jitter": Jitter, "grey": Chance, "blur": Blur,
     "solarize": Solarize, "posterize": Posterize, "equalize": Chance, "autocontrast": Chance,
-    "erase": Erase,
+    "erase": Erase, "teacher": TeacherView,
 }  # fmt: skip
 
 
 class Recipe(Part):
     """What decides a view's pixels; optional steps are applied in the order of their fields.
 
+    A view may be rendered twice: the student's has `size` and `resize`, and so has the teacher's
+    unless `teacher` says otherwise.
+
     pixels: version of the pixel function (docs/format.md).
     seed: 0 to 2**63 - 1. size: height and width of a view, in pixels.
     block: rows of a tar among which mixing partners are drawn.
-    resize: the resize function; both are bilinear with antialiasing and differ by one level, in one
-    value of ten million by two.
+    resize: the resize function. torch and pillow are bilinear with antialiasing and differ by one
+    level, in one value of ten million by two; pillow-bicubic is bicubic with antialiasing.
     """
 
     pixels: Literal[1] = 1
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     size: Annotated[int, Field(ge=1, le=4096)]
     block: Annotated[int, Field(ge=1, le=65536)] = 64
-    resize: Literal["torch", "pillow"] = "torch"
+    resize: Resize = "torch"
     crop: Annotated[Crop, Field(discriminator="law")]
     decode: Decode = Decode()
     flip: Flip | None = None
@@ -79,6 +86,7 @@ class Recipe(Part):
     augment: Annotated[RandAugment | TrivialAugment, Field(discriminator="law")] | None = None
     erase: Erase | None = None
     mix: Annotated[Mixup | Cutmix | Switch, Field(discriminator="law")] | None = None
+    teacher: TeacherView | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -86,7 +94,31 @@ class Recipe(Part):
             raise ValueError(f"crop.resize is {self.crop.resize}, below size {self.size}")
         if self.mix is not None and self.block < 2:
             raise ValueError(f"mix needs a block of at least 2, found {self.block}")
+        same = (self.size, self.resize) == (self.size_for("teacher"), self.resize_for("teacher"))
+        if self.teacher is not None and same:
+            raise ValueError("teacher sees what the student sees; leave [teacher] out")
+        if self.teacher is not None and self.blur is not None:
+            sigma = self.blur.sigma[1] * self.teacher.size / self.size
+            if sigma > MAX_SIGMA:
+                raise ValueError(
+                    f"blur.sigma is {self.blur.sigma[1]:g} at size {self.size}, which is "
+                    f"{sigma:.3g} at teacher.size {self.teacher.size}, above {MAX_SIGMA:g}"
+                )
         return self
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Return whose renderings of a view there are; the first one's is the student's."""
+        return ("student",) if self.teacher is None else ("student", "teacher")
+
+    def size_for(self, role: Role) -> int:
+        """Return the side of a view as a role sees it, in pixels."""
+        return self.size if role == "student" or self.teacher is None else self.teacher.size
+
+    def resize_for(self, role: Role) -> Resize:
+        """Return the resize function that makes what a role sees."""
+        own = None if role == "student" or self.teacher is None else self.teacher.resize
+        return own or self.resize
 
     def canonical(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values, steps that are off left out."""
@@ -96,6 +128,11 @@ class Recipe(Part):
     def id(self) -> str:
         """Return the sha256 of the canonical form, 64 hexadecimal digits."""
         return digest(self.canonical())
+
+    @property
+    def student_id(self) -> str:
+        """Return the id of the same recipe without [teacher]: equal ids, equal student's views."""
+        return self.model_copy(update={"teacher": None}).id
 
 
 def _describe(error: ValidationError) -> str:

@@ -263,6 +263,11 @@ def _stream(
     if config.learn in ("labels", "online"):
         if recipe is None or cache is not None:
             raise UsageError(f"to learn {_from(config)}, give a recipe of the views, and no cache")
+        if config.learn == "online" and recipe.teacher is not None:
+            raise UsageError(
+                "to learn online, teacher and student see the same pixels; take a recipe without "
+                "[teacher], or a cache (kdcache precompute, or --write-through)"
+            )
         if config.learn == "online":
             return fresh_stream(dataset, options, recipe=recipe)
         return label_stream(dataset, options, recipe=recipe)

@@ -165,7 +165,7 @@ def fill_span(cache: Cache, span: Span, tiles: Arrays, *, fidelity: Fidelity = N
     return cache.write_span(
         span,
         tiles,
-        witness=witness,
+        witnesses=[witness],
         layers={},
         fidelity=fidelity,
         versions={},

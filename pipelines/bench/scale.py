@@ -34,6 +34,7 @@ from kdcache.pixels.render import RenderedBlock
 from kdcache.pixels.witness import LayerDigests
 from kdcache.precompute.engines import run_inline
 from kdcache.precompute.span import Job
+from kdcache.recipe.parts import Role
 from pipelines.bench.filled import empty_cache
 from pipelines.bench.record import (
     Bar,
@@ -85,6 +86,7 @@ class _Nothing(BlockSource):
         rows: slice,
         *,
         views: Sequence[int],
+        role: Role = "student",
         skip: Collection[int] = (),
         whole: bool = True,
         out_GNHW3: NDArray[np.uint8] | None = None,

@@ -51,7 +51,7 @@ class Filled:
         return cache.write_span(
             span,
             arrays,
-            witness=witness,
+            witnesses=[witness],
             layers={},
             fidelity=NO_ROWS,
             versions={"kdcache": "0"},

@@ -339,7 +339,7 @@ def test_a_class_beyond_the_last_is_found(tmp_path: Path, encoding: str) -> None
     filled.cache.write_span(
         Span(0, 0),
         views,
-        witness=np.ones((1, 1), np.uint64),
+        witnesses=[np.ones((1, 1), np.uint64)],
         layers={},
         fidelity=NO_ROWS,
         versions={},
