@@ -262,7 +262,8 @@ def test_each_layer_names_what_it_rests_on() -> None:
     assert libraries(Layer.RESIZE, resize="torch") == ("torch",)
     assert [layer.value for layer in Layer] == ["draw", "decode", "resize", "steps", "mix"]
     assert set(LayerDigests().values()) == KEPT
-    assert set(RESIZE) == {"torch", "pillow"}
+    assert libraries(Layer.RESIZE, resize="pillow-bicubic") == ("pillow",)
+    assert set(RESIZE) == {"torch", "pillow", "pillow-bicubic"}
 
 
 def test_the_digest_of_nothing_is_xxh3s_and_the_layout_in_memory_does_not_count() -> None:
