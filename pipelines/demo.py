@@ -32,7 +32,8 @@ from kdcache.student.checkpoint import METRICS
 from kdcache.student.config import make_config
 from kdcache.student.folder import WEIGHTS
 from kdcache.student.loop import train as train_run
-from kdcache.student.setup import Sources, make_run
+from kdcache.student.setup import make_run
+from kdcache.student.sources import Sources
 from pipelines.demo_report import write_report
 from pipelines.digits import Digits, load_split
 

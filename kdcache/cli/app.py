@@ -20,6 +20,7 @@ from kdcache.cli import (
     recipe,
     repair,
     status,
+    teacher,
     train,
     upkeep,
 )
@@ -52,6 +53,7 @@ def root(
 app.command("pack")(data.pack)
 app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(teacher.app, name="teacher")
 app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)

@@ -7,15 +7,20 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, say
-from kdcache.cli.precompute import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+from kdcache.cli.teachers import (
+    PANEL,
+    SPEC_HELP,
+    Average,
+    AverageOption,
     Device,
+    Labels,
     Mean,
-    Precision,
+    PrecisionOption,
+    Shares,
     Std,
+    TeacherClasses,
     Weights,
-    build_teacher,
+    teacher_spec,
 )
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from kdcache.cache.audit import Finding
     from kdcache.cache.store import Cache
     from kdcache.data.blocks import BlockSource
+    from kdcache.models.teacher import Teacher
 
 CachePath = Annotated[Path, typer.Argument(help="The cache.")]
 FINDINGS_SHOWN = 20
@@ -104,11 +110,22 @@ def verify(
             min=0, max=1, metavar="SHARE", help="Share of the blocks to run the teacher on again."
         ),
     ] = 0.0,
-    spec: Annotated[str | None, typer.Option(help="The network, for --teacher.")] = None,
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help=f"The network, for --teacher: {SPEC_HELP}. Several are averaged.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     weights: Weights = None,
-    mean: Mean = IMAGENET_MEAN,
-    std: Std = IMAGENET_STD,
-    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    shares: Shares = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
+    teacher_classes: TeacherClasses = None,
+    mean: Mean = None,
+    std: Std = None,
+    precision: PrecisionOption = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -128,7 +145,7 @@ def verify(
 
     if (replay or teacher) and data is None:
         raise UsageError("--replay and --teacher need the images: give --data")
-    if teacher and spec is None:
+    if teacher and not spec:
         raise UsageError(
             "--teacher needs the network: give --spec and --weights; the name that a cache holds "
             "is never imported"
@@ -158,9 +175,20 @@ def verify(
                 "differing": [finding_value(finding) for finding in changed],
             }
             lines["replay"] = f"{len(found)} blocks rendered again, {len(changed)} differ"
-        if teacher and spec is not None and not damage:
-            place = {"mean": mean, "std": std, "precision": precision, "device": device}
-            value["teacher"] = _again(store, source, teacher, (spec, weights, place), lines)
+        if teacher and spec and not damage:
+            made = teacher_spec(
+                spec,
+                weights,
+                shares=shares,
+                average=average,
+                labels=labels,
+                num_classes=teacher_classes or (store.info.num_classes if labels is None else None),
+                mean=mean,
+                std=std,
+                precision=precision,
+                like=store,
+            )
+            value["teacher"] = _again(store, source, teacher, made.load(device), lines)
     give(value, as_json=as_json, lines=lines)
     for finding in (damage + changed)[:FINDINGS_SHOWN]:
         say(f"  {finding.where}: {finding.problem}", as_json=as_json)
@@ -200,7 +228,7 @@ def _again(
     store: "Cache",
     source: "BlockSource",
     share: float,
-    made: tuple[str, Path | None, dict[str, Any]],
+    network: "Teacher",
     lines: dict[str, object],
 ) -> dict[str, Any]:
     """Return how the teacher, run again, compares; adds a line for people."""
@@ -208,8 +236,6 @@ def _again(
 
     from kdcache.cache.audit import check_teacher
 
-    spec, weights, place = made
-    network = build_teacher(spec, weights, num_classes=store.info.num_classes, **place)
     if network.description["id"] != store.info.teacher["id"]:
         raise MismatchError(
             f"{store.path}: made by teacher {store.info.teacher['id'][:12]}, this one is "

@@ -7,8 +7,8 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give
-from kdcache.cli.precompute import Device, triple
-from kdcache.cli.train import Channels, Data
+from kdcache.cli.teachers import Average, AverageOption, Device, Labels, numbers, triple
+from kdcache.cli.train import STUDENT_HELP, Channels, Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +23,22 @@ def evaluate(
         Path, typer.Argument(help="The student's weights, or the folder of its run.")
     ],
     data: Data,
-    cache: Annotated[Path, typer.Option(help="Targets of one centre view of the images.")],
+    cache: Annotated[
+        list[Path],
+        typer.Option(help="Targets of one centre view of the images; several are averaged."),
+    ],
+    shares: Annotated[
+        str | None,
+        typer.Option("--weights", "--shares", help="Of each --cache in the mean, as 0.7,0.3."),
+    ] = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
     student: Annotated[
         str | None,
         typer.Option(
-            help="torchvision:NAME or package.module:factory; default: the torchvision model "
-            "named in the weights file."
+            metavar="SPEC",
+            help=f"{STUDENT_HELP} Default: the torchvision or timm model named in the weights "
+            "file.",
         ),
     ] = None,
     classes: Annotated[
@@ -53,15 +63,22 @@ def evaluate(
     from kdcache.cache.store import open_cache
     from kdcache.data.document import load_dataset
     from kdcache.errors import MismatchError
-    from kdcache.models.specs import open_device
+    from kdcache.models.running import open_device
     from kdcache.replay.open import replay_stream
     from kdcache.replay.stream import StreamOptions
+    from kdcache.replay.targets import join_targets
     from kdcache.student.classes import write_classes
     from kdcache.student.metrics import evaluate as measure
     from kdcache.student.trained import load_trained, make_facts
+    from kdcache.targets.labels import load_labels
 
-    store, dataset = open_cache(cache), load_dataset(data)
-    info = store.info
+    targets = join_targets(
+        [open_cache(path) for path in cache],
+        shares=None if shares is None else numbers(shares, "--weights"),
+        average=average.value,
+        labels=None if labels is None else load_labels(labels),
+    )
+    dataset, info, num_classes = load_dataset(data), targets.first.info, targets.format.num_classes
     given = make_facts(
         student=student,
         size=info.recipe.size,
@@ -69,16 +86,14 @@ def evaluate(
         std=None if std is None else triple(std, "--std"),
     )
     teacher = {"mean": tuple(info.teacher["mean"]), "std": tuple(info.teacher["std"])}
-    trained = load_trained(
-        weights, given, fallback=make_facts(num_classes=info.num_classes, **teacher)
-    )
-    if trained.num_classes != info.num_classes:
+    trained = load_trained(weights, given, fallback=make_facts(num_classes=num_classes, **teacher))
+    if trained.num_classes != num_classes:
         raise MismatchError(
-            f"{store.path}: has targets of {info.num_classes} classes, the student has "
+            f"{targets.first.path}: has targets of {num_classes} classes, the student has "
             f"{trained.num_classes}; precompute validation targets with its teacher"
         )
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    stream = replay_stream(store, dataset, options)
+    stream = replay_stream(targets, dataset, options)
     place = open_device(device)
     network = trained.network.to(place)
     score = measure(network, stream, preprocessing=trained.preprocessing, device=place)

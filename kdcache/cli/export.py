@@ -8,7 +8,8 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes
-from kdcache.cli.precompute import triple
+from kdcache.cli.teachers import triple
+from kdcache.cli.train import STUDENT_HELP
 
 if TYPE_CHECKING:
     from kdcache.student.agreement import Agreement
@@ -22,7 +23,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="New file: NAME.pt2 (torch.export) or NAME.onnx.")],
     student: Annotated[
         str | None,
-        typer.Option(help="torchvision:NAME or package.module:factory; a factory must be named."),
+        typer.Option(
+            metavar="SPEC", help=f"{STUDENT_HELP} A factory, and hf:…, must be named."
+        ),
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help=_NOTED)] = None,
     size: Annotated[int | None, typer.Option(help=f"Side of the images; {_NOTED}")] = None,

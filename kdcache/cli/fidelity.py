@@ -20,17 +20,21 @@ from kdcache.cli.limits import (
     sample_teacher,
 )
 from kdcache.cli.output import give, say
-from kdcache.cli.precompute import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Device,
-    Mean,
-    Precision,
-    Std,
-    Weights,
-    build_teacher,
-)
 from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.teachers import (
+    Average,
+    AverageOption,
+    Device,
+    Labels,
+    Mean,
+    OptionalTeachers,
+    PrecisionOption,
+    Shares,
+    Std,
+    TeacherClasses,
+    Weights,
+    teacher_spec,
+)
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,20 +48,18 @@ def fidelity(
         Path | None, typer.Argument(help="A dense cache, in place of a teacher.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder or dataset.json of the images.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="torchvision:NAME or package.module:factory.")
-    ] = None,
+    teacher: OptionalTeachers = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
     weights: Weights = None,
-    mean: Mean = IMAGENET_MEAN,
-    std: Std = IMAGENET_STD,
-    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    shares: Shares = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
+    teacher_classes: TeacherClasses = None,
+    mean: Mean = None,
+    std: Std = None,
+    precision: PrecisionOption = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
-    teacher_classes: Annotated[
-        int | None,
-        typer.Option(min=2, help="Classes of the teacher, if they are not the dataset's labels."),
-    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Views to measure on.")] = 1024,
     max_gradient_error: MaxGradientError = None,
     max_kl: MaxKl = None,
@@ -88,25 +90,27 @@ def fidelity(
 
     budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
     check_picture(out)
-    others = {"--data": data, "--teacher": teacher, "--recipe": recipe}
+    others = {"--data": data, "--teacher": teacher or None, "--recipe": recipe}
     if cache is not None:
         _check_alone(cache, {**others, "--weights": weights})
         store = open_cache(cache)
         logits_NC, tar_rows = stored_logits(store, num_rows=samples), store.grid.max_rows
-    elif data is None or teacher is None or recipe is None:
+    elif data is None or not teacher or recipe is None:
         absent = ", ".join(name for name, value in others.items() if value is None)
         raise UsageError(f"Missing {absent}: give all of {', '.join(others)}, or a dense cache")
     else:
         dataset, plan = load_dataset(data), load_recipe(recipe)
-        network = build_teacher(
+        network = teacher_spec(
             teacher,
             weights,
-            num_classes=teacher_classes or dataset.num_classes,
+            shares=shares,
+            average=average,
+            labels=labels,
+            num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
             mean=mean,
             std=std,
             precision=precision,
-            device=device,
-        )
+        ).load(device)
         check_classes(dataset, plan, teacher=network, other_classes=teacher_classes is not None)
         source = dataset_source(dataset, plan)
         logits_NC = sample_teacher(

@@ -10,18 +10,21 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.fidelity import check_picture
 from kdcache.cli.output import give, human_bytes, say
-from kdcache.cli.precompute import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Device,
-    Mean,
-    Precision,
-    Spec,
-    Std,
-    Weights,
-    build_teacher,
-)
 from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.teachers import (
+    Average,
+    AverageOption,
+    Device,
+    Labels,
+    Mean,
+    PrecisionOption,
+    Shares,
+    Std,
+    TeacherClasses,
+    Teachers,
+    Weights,
+    teacher_spec,
+)
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 def plan(
     data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
-    teacher: Spec,
+    teacher: Teachers,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
     views: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="Views of each image.")
@@ -61,9 +64,13 @@ def plan(
     storage_price: Annotated[float, typer.Option(min=0, help="Price of a GB for a month.")] = 0.02,
     months: Annotated[float, typer.Option(min=0, help="How long the cache is kept.")] = 12.0,
     weights: Weights = None,
-    mean: Mean = IMAGENET_MEAN,
-    std: Std = IMAGENET_STD,
-    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    shares: Shares = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
+    teacher_classes: TeacherClasses = None,
+    mean: Mean = None,
+    std: Std = None,
+    precision: PrecisionOption = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
     encoding: Annotated[
@@ -75,10 +82,6 @@ def plan(
     ] = None,
     span_views: Annotated[
         int | None, typer.Option(help="Views computed from one decoding; default: up to 8.")
-    ] = None,
-    teacher_classes: Annotated[
-        int | None,
-        typer.Option(min=2, help="Classes of the teacher, if they are not the dataset's labels."),
     ] = None,
     probe_s: Annotated[
         float, typer.Option(min=0, max=3600, help="Seconds to measure; one block at least.")
@@ -111,15 +114,17 @@ def plan(
     wanted = _read_views(views, epochs, reuse=reuse, span_views=span_views)
     prices = Prices(gpu_price, storage_price, months)
     dataset, loaded = load_dataset(data), load_recipe(recipe)
-    network = build_teacher(
+    network = teacher_spec(
         teacher,
         weights,
-        num_classes=teacher_classes or dataset.num_classes,
+        shares=shares,
+        average=average,
+        labels=labels,
+        num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
         mean=mean,
         std=std,
         precision=precision,
-        device=device,
-    )
+    ).load(device)
     num_classes = check_classes(
         dataset, loaded, teacher=network, other_classes=teacher_classes is not None
     )

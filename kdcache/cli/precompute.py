@@ -23,13 +23,26 @@ from kdcache.cli.limits import (
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.running import read_batch_size, read_slice, run_visibly
+from kdcache.cli.teachers import (
+    Average,
+    AverageOption,
+    Device,
+    Labels,
+    Mean,
+    PrecisionOption,
+    Shares,
+    Std,
+    TeacherClasses,
+    Teachers,
+    Weights,
+    teacher_spec,
+)
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
     from kdcache.cache.layout import Span
     from kdcache.cache.manifest import Seal
     from kdcache.cache.store import Cache
-    from kdcache.models.teacher import Teacher, Triple
 
 
 class Engine(StrEnum):
@@ -40,36 +53,23 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-class Precision(StrEnum):
-    """How the teacher computes."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-Spec = Annotated[str, typer.Option(help="torchvision:NAME or package.module:factory.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Weights: safetensors, or a PyTorch state_dict.")
-]
-Mean = Annotated[str, typer.Option(help="Mean of the pixels in 0 to 1, by channel.")]
-Std = Annotated[str, typer.Option(help="Standard deviation of the pixels, by channel.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
-
 DEFAULT_BATCH = 256
-IMAGENET_MEAN, IMAGENET_STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
 def precompute(
     data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
-    teacher: Spec,
+    teacher: Teachers,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
     views: Annotated[int, typer.Option(min=1, max=1_000_000, help="Views of each image.")],
     cache: Annotated[Path, typer.Option(help="Where the cache is, or will be.")],
     weights: Weights = None,
-    mean: Mean = IMAGENET_MEAN,
-    std: Std = IMAGENET_STD,
-    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    shares: Shares = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
+    teacher_classes: TeacherClasses = None,
+    mean: Mean = None,
+    std: Std = None,
+    precision: PrecisionOption = None,
     device: Device = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Run the teacher through torch.compile.")
@@ -129,10 +129,6 @@ def precompute(
         bool,
         typer.Option("--retry-quarantined", help="Try the spans again that failed before."),
     ] = False,
-    teacher_classes: Annotated[
-        int | None,
-        typer.Option(min=2, help="Classes of the teacher, if they are not the dataset's labels."),
-    ] = None,
     data_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     weights_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     output_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
@@ -148,7 +144,7 @@ def precompute(
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
-    from kdcache.models.teacher import Preprocessing, TeacherSpec
+    from kdcache.models.steadiness import measure_steadiness
     from kdcache.precompute.batching import fit_batch_size
     from kdcache.precompute.engines import run_inline
     from kdcache.precompute.jobs import JobSpec
@@ -163,18 +159,26 @@ def precompute(
     check_auto(encoding, budget)
     part = read_slice(slice_text)
     dataset, plan = load_dataset(data), load_recipe(recipe)
-    spec = TeacherSpec(
+    store_there = open_cache(cache) if is_cache(cache) else None
+    spec = teacher_spec(
         teacher,
         weights,
-        num_classes=teacher_classes or dataset.num_classes,
-        preprocessing=Preprocessing(triple(mean, "--mean"), triple(std, "--std")),
-        precision=precision.value,
+        shares=shares,
+        average=average,
+        labels=labels,
+        num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
+        mean=mean,
+        std=std,
+        precision=precision,
         compiled=compiled,
+        like=store_there,
     )
     check_engine(engine, processes=processes, address=address, device=device)
     # Where others compute, this process only says what the teacher is.
     inline = engine is Engine.inline
     network = spec.load(device) if inline else replace(spec, compiled=False).load("cpu")
+    for sentence in network.warnings:
+        say(f"warning: {sentence}", as_json=as_json)
     if batch_size is None and inline:
         batch_size = fit_batch_size(network, plan.size_for("teacher"))
         say(f"batches of {batch_size} views", as_json=as_json)
@@ -190,15 +194,24 @@ def precompute(
             batch_size=batch_size or DEFAULT_BATCH,
             as_json=as_json,
         )
-    if encoding is None and is_cache(cache):
-        encoding = str(open_cache(cache).info.encoding)
+    steadiness = None
+    if store_there is None:
+        steadiness = measure_steadiness(network, plan.size_for("teacher"))
+        say(f"teacher: {steadiness}", as_json=as_json)
+    elif encoding is None:
+        encoding = str(store_there.info.encoding)
     info = describe_cache(
         dataset,
         plan,
         teacher=network,
         encoding=encoding,
-        licences={"data": data_licence, "weights": weights_licence, "output": output_licence},
+        licences={
+            "data": data_licence,
+            "weights": weights_licence or network.licence,
+            "output": output_licence,
+        },
         other_classes=other_classes,
+        steadiness=steadiness,
     )
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
     devices = devices_for(device, processes) if engine is Engine.processes else []
@@ -287,40 +300,3 @@ def check_engine(
         raise UsageError("--engine ray: Ray is not installed; make ray, or pip install ray")
     if device != "auto" and engine is Engine.ray:
         raise UsageError("--device: Ray gives each actor its GPU; leave this out")
-
-
-def triple(text: str, option: str) -> "Triple":
-    """Return three comma-separated numbers.
-
-    Raises:
-        UsageError: the text holds something else.
-    """
-    try:
-        first, second, third = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: expected three numbers, as {IMAGENET_MEAN}") from None
-    return first, second, third
-
-
-def build_teacher(
-    spec: str,
-    weights: Path | None,
-    *,
-    num_classes: int | None,
-    mean: str,
-    std: str,
-    precision: Precision,
-    device: str,
-) -> "Teacher":
-    """Return the teacher that the options name."""
-    from kdcache.models.teacher import Preprocessing, load_teacher
-
-    preprocessing = Preprocessing(triple(mean, "--mean"), triple(std, "--std"))
-    return load_teacher(
-        spec,
-        weights,
-        num_classes=num_classes,
-        preprocessing=preprocessing,
-        precision=precision.value,
-        device=device,
-    )

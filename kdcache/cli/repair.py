@@ -10,17 +10,21 @@ import typer
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath, finding_value
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
-from kdcache.cli.precompute import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Device,
-    Mean,
-    Precision,
-    Std,
-    Weights,
-    build_teacher,
-)
 from kdcache.cli.running import run_visibly
+from kdcache.cli.teachers import (
+    Average,
+    AverageOption,
+    Device,
+    Labels,
+    Mean,
+    OptionalTeachers,
+    PrecisionOption,
+    Shares,
+    Std,
+    TeacherClasses,
+    Weights,
+    teacher_spec,
+)
 from kdcache.cli.upkeep import copy_visibly
 from kdcache.errors import CorruptError, IncompleteError, UsageError
 
@@ -43,13 +47,15 @@ def repair(
     data: Annotated[
         Path | None, typer.Option(help="The images that the cache was made from.")
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The network, to compute again what is missing.")
-    ] = None,
+    teacher: OptionalTeachers = None,
     weights: Weights = None,
-    mean: Mean = IMAGENET_MEAN,
-    std: Std = IMAGENET_STD,
-    precision: Annotated[Precision, typer.Option()] = Precision.float32,
+    shares: Shares = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
+    teacher_classes: TeacherClasses = None,
+    mean: Mean = None,
+    std: Std = None,
+    precision: PrecisionOption = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Views in one call of the teacher.")] = 256,
     skip_bad: Annotated[
@@ -81,7 +87,7 @@ def repair(
     from kdcache.cache.store import open_cache
     from kdcache.data.document import load_dataset
 
-    if teacher is not None and data is None:
+    if teacher and data is None:
         raise UsageError("--teacher needs the images: give --data")
     copies = open_sources(cache, origins or [])
     value: dict[str, Any] = {"path": str(cache), "dry_run": dry_run, "root": "sound"}
@@ -94,9 +100,20 @@ def repair(
     check_copies(store, copies)
     dataset = None if data is None else load_dataset(data)
     run = None
-    if teacher is not None and dataset is not None:
-        place = {"mean": mean, "std": std, "precision": precision, "device": device}
-        network = _teacher_of(store, dataset, (teacher, weights, place))
+    if teacher and dataset is not None:
+        made = teacher_spec(
+            teacher,
+            weights,
+            shares=shares,
+            average=average,
+            labels=labels,
+            num_classes=teacher_classes or (store.info.num_classes if labels is None else None),
+            mean=mean,
+            std=std,
+            precision=precision,
+            like=store,
+        )
+        network = _checked_teacher(store, dataset, made.load(device))
         run = _Recomputing(dataset, network, batch_size, skip_bad, workers)
     plan = plan_repair(store, copies, dataset)
     value |= _planned(plan)
@@ -121,14 +138,14 @@ class _Recomputing:
     workers: int
 
 
-def _teacher_of(
-    store: "Cache", dataset: "Dataset", made: tuple[str, Path | None, dict[str, Any]]
-) -> "Teacher":
-    """Return the teacher that the options name, if it is the cache's."""
+def _checked_teacher(store: "Cache", dataset: "Dataset", network: "Teacher") -> "Teacher":
+    """Return the teacher that the options name, if it is the cache's.
+
+    Raises:
+        MismatchError: it is another.
+    """
     from kdcache.precompute.prepare import check_same, describe_cache
 
-    spec, weights, place = made
-    network = build_teacher(spec, weights, num_classes=store.info.num_classes, **place)
     encoding = str(store.info.encoding)
     check_same(
         store,

@@ -10,11 +10,27 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, progress_bar, say
-from kdcache.cli.precompute import IMAGENET_MEAN, IMAGENET_STD, Device, Precision, triple
 from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.teachers import PANEL as TEACHER
+from kdcache.cli.teachers import (
+    SPEC_HELP,
+    Average,
+    AverageOption,
+    Device,
+    Labels,
+    Mean,
+    OptionalTeachers,
+    Precision,
+    PrecisionOption,
+    Std,
+    TeacherClasses,
+    numbers,
+    teacher_spec,
+    triple,
+)
 
 if TYPE_CHECKING:
-    from kdcache.models.teacher import TeacherSpec
+    from kdcache.models.ensemble import TeacherSpec
     from kdcache.student.run import Pace, Run
 
 
@@ -56,12 +72,13 @@ class Direction(StrEnum):
 
 
 Data = Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")]
-Student = Annotated[str, typer.Option(help="torchvision:NAME or package.module:factory.")]
+STUDENT_HELP = "torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, or package.module:factory."
+Student = Annotated[str, typer.Option(metavar="SPEC", help=STUDENT_HELP)]
 Channels = Annotated[
     str | None, typer.Option(help="By channel, of pixels in 0 to 1; default: the teacher's.")
 ]
 
-STEPS, OPTIMISER, TEACHER = "Samples and steps", "Loss and optimiser", "Teacher"
+STEPS, OPTIMISER = "Samples and steps", "Loss and optimiser"
 KEEPING, COMPUTING = "Measuring and keeping", "Computing"
 
 
@@ -74,7 +91,20 @@ def train(
     student: Student,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     epochs: Annotated[int, typer.Option(help="Epochs; each has another view.")],
-    cache: Annotated[Path | None, typer.Option(help="The teacher's targets.")] = None,
+    cache: Annotated[
+        list[Path] | None,
+        typer.Option(help="The teacher's targets; several, over the same views, are averaged."),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            "--shares",
+            help="Of each --cache, or each --teacher, in the mean, as 0.7,0.3; default: equal.",
+        ),
+    ] = None,
+    average: AverageOption = Average.logits,
+    labels: Labels = None,
     learn: Annotated[
         Learn,
         typer.Option(
@@ -91,7 +121,10 @@ def train(
         Path | None, typer.Option(help="First weights, as far as they fit; a weights file.")
     ] = None,
     val_data: Annotated[Path | None, typer.Option(help="Images to measure on.")] = None,
-    val_cache: Annotated[Path | None, typer.Option(help="Their targets: one centre view.")] = None,
+    val_cache: Annotated[
+        list[Path] | None,
+        typer.Option(help="Their targets: one centre view; of each teacher, or of one."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
     ] = False,
@@ -156,10 +189,7 @@ def train(
         float | None,
         _option(OPTIMISER, "Average the weights with this decay; they are measured and kept."),
     ] = None,
-    teacher: Annotated[
-        str | None,
-        _option(TEACHER, "torchvision:NAME or package.module:factory, for --learn online."),
-    ] = None,
+    teacher: OptionalTeachers = None,
     teacher_weights: Annotated[
         Path | None, _option(TEACHER, "Weights: safetensors, or a PyTorch state_dict.")
     ] = None,
@@ -176,13 +206,10 @@ def train(
         int | None,
         _option(TEACHER, "With --write-through and --recipe: make a cache of so many views."),
     ] = None,
-    teacher_classes: Annotated[
-        int | None,
-        _option(TEACHER, "Classes of the teacher, if they are not the dataset's labels.", min=2),
-    ] = None,
-    teacher_precision: Annotated[
-        Precision | None, _option(TEACHER, "Default: the cache's, or float32.")
-    ] = None,
+    teacher_classes: TeacherClasses = None,
+    teacher_precision: PrecisionOption = None,
+    teacher_mean: Mean = None,
+    teacher_std: Std = None,
     mean: Channels = None,
     std: Channels = None,
     eval_every: Annotated[int, _option(KEEPING, "Epochs between measurements.")] = 1,
@@ -229,8 +256,10 @@ def train(
     from kdcache.recipe.schema import load_recipe
     from kdcache.student.checkpoint import checkpoints
     from kdcache.student.config import TrainConfig, make_config
-    from kdcache.student.setup import Sources, make_run, reuse_factor
+    from kdcache.student.setup import make_run, reuse_factor
+    from kdcache.student.sources import Sources
     from kdcache.student.world import join_world
+    from kdcache.targets.labels import load_labels
 
     given["compile"] = compiled
     given["mean"] = None if mean is None else triple(mean, "--mean")
@@ -239,7 +268,22 @@ def train(
     config = make_config(**{n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
     spec = _teacher(given)
     plan = None if recipe is None else load_recipe(recipe)
-    sources = Sources(data, cache, plan, val_data, val_cache, init, spec, views)
+    caches, val_caches = cache or [], val_cache or []
+    sources = Sources(
+        data,
+        cache=caches[0] if caches else None,
+        recipe=plan,
+        val_data=val_data,
+        val_cache=val_caches[0] if val_caches else None,
+        init=init,
+        teacher=spec,
+        views=views,
+        joined=tuple(caches[1:]),
+        val_joined=tuple(val_caches[1:]),
+        shares=None if shares is None else numbers(shares, "--weights"),
+        average=average.value,
+        labels=None if labels is None else load_labels(labels),
+    )
     with join_world(device) as world:
 
         def tell(text: str) -> None:
@@ -264,10 +308,10 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
     """
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.errors import UsageError
-    from kdcache.models.teacher import Preprocessing, TeacherSpec
 
-    if given["teacher"] is None:
-        for name in ("teacher_weights", "teacher_classes", "teacher_precision", "write_through"):
+    if not given["teacher"]:
+        options = ("weights", "classes", "precision", "mean", "std")
+        for name in (*(f"teacher_{option}" for option in options), "write_through"):
             if given[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{option}: there is no teacher; add --teacher")
@@ -278,18 +322,18 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
             "--teacher: looks at views with --learn online, or makes those that a cache lacks with "
             "--write-through; add one of them"
         )
-    path = given["cache"]
-    stored: dict[str, Any] = {}
-    if path is not None and is_cache(path):
-        stored = open_cache(path).info.teacher
-    mean = given["mean"] or tuple(stored.get("mean", triple(IMAGENET_MEAN, "--mean")))
-    std = given["std"] or tuple(stored.get("std", triple(IMAGENET_STD, "--std")))
-    return TeacherSpec(
-        spec=given["teacher"],
-        weights=given["teacher_weights"],
+    path = given["cache"][0] if given["cache"] else None
+    return teacher_spec(
+        given["teacher"],
+        given["teacher_weights"],
+        shares=given["shares"],
+        average=given["average"],
+        labels=given["labels"],
         num_classes=given["teacher_classes"],
-        preprocessing=Preprocessing(mean, std),
-        precision=given["teacher_precision"] or stored.get("precision", "float32"),
+        mean=given["teacher_mean"],
+        std=given["teacher_std"],
+        precision=given["teacher_precision"],
+        like=open_cache(path) if path is not None and is_cache(path) else None,
     )
 
 

@@ -2,19 +2,23 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
-from kdcache.models.specs import build_network, load_weights, open_device, run_network
+from kdcache.models.checks import settle
+from kdcache.models.running import open_device, run_network
+from kdcache.models.source import Inputs, Takes, Triple
+from kdcache.models.specs import open_model
 
 Precision = Literal["float32", "bfloat16", "float16"]
-Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -29,9 +33,10 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.mean)) or not all(0 < s < math.inf for s in self.std):
-            raise UsageError(
-                f"mean {self.mean}, std {self.std}: expected finite numbers, std above 0"
-            )
+            raise UsageError(f"{self}: expected finite numbers, std above 0")
+
+    def __str__(self) -> str:
+        return f"mean {self.mean}, std {self.std}"
 
     def __call__(self, pixels_N3HW: Tensor) -> Tensor:
         """Return uint8 pixels normalised, float32, on their device."""
@@ -51,8 +56,11 @@ class Preprocessing:
 class Teacher:
     """A network in evaluation mode; calling it changes nothing.
 
-    spec: the name it was built from. weights_id: sha256 of its weights. compiled: whether the
-    network is one that torch compiles when it is first called.
+    spec: its name. weights_id: sha256 of its weights. takes: whether the network is given
+    normalised images, or pixels that it normalises itself, of which preprocessing then only tells.
+    compiled: whether torch compiles the network when it is first called. inputs, classes, licence:
+    what its source knows. parts: what names it beside weights, preprocessing and precision.
+    warnings: sentences for people.
     """
 
     network: nn.Module
@@ -62,6 +70,12 @@ class Teacher:
     precision: Precision
     device: torch.device
     compiled: bool = False
+    takes: Takes = "images"
+    inputs: Inputs = Inputs()
+    classes: tuple[str, ...] | None = None
+    licence: str | None = None
+    parts: Mapping[str, Any] = MappingProxyType({})
+    warnings: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -90,6 +104,7 @@ class Teacher:
             "mean": self.preprocessing.mean,
             "std": self.preprocessing.std,
             "precision": self.precision,
+            **self.parts,
         }
         return {"id": digest(parts), "spec": self.spec, **parts}
 
@@ -100,7 +115,9 @@ class Teacher:
         Raises:
             UsageError: the network fails, or gives something else than logits (N, C).
         """
-        images = self.preprocessing(pixels_N3HW.to(self.device, non_blocking=True))
+        images = pixels_N3HW.to(self.device, non_blocking=True)
+        if self.takes == "images":
+            images = self.preprocessing(images)
         images = images.contiguous(memory_format=torch.channels_last)
         half = self.precision != "float32"
         dtype = getattr(torch, self.precision) if half else None
@@ -132,63 +149,45 @@ def weights_digest(network: nn.Module) -> str:
     return total.hexdigest()
 
 
-@dataclass(frozen=True)
-class TeacherSpec:
-    """How a teacher is loaded; what a process is given that is to load one."""
-
-    spec: str
-    weights: Path | None
-    num_classes: int | None = None
-    preprocessing: Preprocessing = Preprocessing()
-    precision: Precision = "float32"
-    compiled: bool = False
-
-    def absolute(self) -> "TeacherSpec":
-        """Return the same for a process in another folder."""
-        return replace(self, weights=None if self.weights is None else self.weights.absolute())
-
-    def load(self, device: str) -> Teacher:
-        """Return the teacher on a device, as load_teacher; compiled by torch.compile if so asked.
-
-        Raises:
-            UsageError: as load_teacher.
-        """
-        teacher = load_teacher(
-            self.spec,
-            self.weights,
-            num_classes=self.num_classes,
-            preprocessing=self.preprocessing,
-            precision=self.precision,
-            device=device,
-        )
-        if not self.compiled:
-            return teacher
-        network = torch.compile(teacher.network)
-        return replace(teacher, network=cast(nn.Module, network), compiled=True)
-
-
 def load_teacher(
     spec: str,
     weights: Path | None,
     *,
     num_classes: int | None = None,
-    preprocessing: Preprocessing = Preprocessing(),
+    preprocessing: Preprocessing | None = None,
+    usual: Preprocessing = Preprocessing(),
     precision: Precision = "float32",
     device: str = "cpu",
 ) -> Teacher:
-    """Return the teacher that a spec and a weights file make.
+    """Return the teacher that a spec, and a weights file if it names none, make.
 
-    weights: may be None only for a factory, which then loads its own.
+    num_classes: given to networks whose weights come from a file of one's own. preprocessing: None
+    takes what the source says or, where it says nothing, the usual.
 
     Raises:
         UsageError: the spec or the weights do not serve, or the device is not there.
     """
-    if weights is None and spec.startswith("torchvision:"):
-        raise UsageError(f"teacher {spec}: without weights it knows nothing; give a weights file")
-    network = build_network(spec, num_classes=num_classes)
-    if weights is not None:
-        load_weights(network, weights)
-    network.eval().requires_grad_(False)
+    model = open_model(spec, weights, num_classes=num_classes)
+    name = f"teacher {model.name}"
+    warnings = [f"{name}: {sentence}" for sentence in settle(model.network, name)]
+    said = Preprocessing(model.inputs.mean or usual.mean, model.inputs.std or usual.std)
+    if preprocessing is not None and model.takes == "pixels":
+        raise UsageError(f"{name}: normalises pixels itself; leave --mean and --std out")
+    if preprocessing not in (None, said) and model.inputs.mean is not None:
+        warnings.append(f"{name}: its source says {said}, this run takes {preprocessing}")
     place = open_device(device)
-    network.to(place).to(memory_format=torch.channels_last)
-    return Teacher(network, spec, weights_digest(network), preprocessing, precision, place)
+    model.network.to(place).to(memory_format=torch.channels_last)
+    return Teacher(
+        network=model.network,
+        spec=model.name,
+        weights_id=weights_digest(model.network),
+        preprocessing=preprocessing or said,
+        precision=precision,
+        device=place,
+        takes=model.takes,
+        inputs=model.inputs,
+        classes=model.classes,
+        licence=model.licence,
+        parts={} if model.graph is None else {"graph": model.graph},
+        warnings=tuple(warnings),
+    )

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from kdcache.models.specs import NoMemoryError
+from kdcache.models.running import NoMemoryError
 from kdcache.models.teacher import Teacher
 
 LEAST, MOST = 16, 4096
@@ -21,10 +21,10 @@ def fit_batch_size(teacher: Teacher, size: int, *, most: int = MOST) -> int:
     Raises:
         UsageError: the teacher fails, or memory does not hold LEAST images.
     """
-    best, rate = LEAST, _views_per_s(teacher, size, count=LEAST)
+    best, rate = LEAST, views_per_s(teacher, size, count=LEAST)
     while best < most:
         try:
-            larger = _views_per_s(teacher, size, count=2 * best)
+            larger = views_per_s(teacher, size, count=2 * best)
         except NoMemoryError:
             break
         if larger < WORTH * rate:
@@ -35,7 +35,12 @@ def fit_batch_size(teacher: Teacher, size: int, *, most: int = MOST) -> int:
     return best
 
 
-def _views_per_s(teacher: Teacher, size: int, *, count: int) -> float:
+def views_per_s(teacher: Teacher, size: int, *, count: int) -> float:
+    """Return the views a second of a teacher alone, in batches of count, of a size in pixels.
+
+    Raises:
+        UsageError: the teacher fails, or memory does not hold so many images.
+    """
     pixels = torch.zeros(count, 3, size, size, dtype=torch.uint8, device=teacher.device)
     seconds = []
     for _ in range(1 + ROUNDS):  # the first one prepares

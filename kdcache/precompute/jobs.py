@@ -6,7 +6,7 @@ from pathlib import Path
 from kdcache.cache.store import open_cache
 from kdcache.data.blocks import dataset_source
 from kdcache.data.document import load_dataset
-from kdcache.models.teacher import TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
 from kdcache.precompute.batching import fit_batch_size
 from kdcache.precompute.prepare import check_same, describe_cache
 from kdcache.precompute.span import Job

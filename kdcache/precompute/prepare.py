@@ -8,6 +8,7 @@ from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.files import sync
+from kdcache.models.steadiness import Steadiness
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.span import write_versions
 from kdcache.recipe.schema import Recipe
@@ -49,11 +50,13 @@ def describe_cache(
     encoding: str | None = None,
     licences: dict[str, str | None] | None = None,
     other_classes: bool = False,
+    steadiness: Steadiness | None = None,
 ) -> CacheInfo:
     """Return what the cache of a dataset, recipe and teacher is.
 
     encoding: by default dense f2 up to 64 classes, else packed:32. licences: SPDX expressions of
     data, weights and output. other_classes: the dataset's labels are not the teacher's classes.
+    steadiness: the teacher's, which is kept with its name.
 
     Raises:
         MismatchError: the teacher has another number of classes than the dataset.
@@ -61,6 +64,8 @@ def describe_cache(
     """
     num_classes = check_classes(dataset, recipe, teacher=teacher, other_classes=other_classes)
     same = dataset.num_classes == num_classes and not other_classes
+    named = teacher.classes if len(teacher.classes or ()) == num_classes else None
+    measured = {} if steadiness is None else {"steadiness": steadiness.to_dict()}
     return CacheInfo(
         dataset={
             "id": dataset.id,
@@ -71,10 +76,10 @@ def describe_cache(
             ],
         },
         recipe=recipe,
-        teacher=teacher.description,
+        teacher=teacher.description | measured,
         encoding=parse_encoding(encoding or default_encoding(num_classes), num_classes),
         num_classes=num_classes,
-        classes=dataset.classes if same else None,
+        classes=dataset.classes if same and dataset.classes is not None else named,
         licences={part: (licences or {}).get(part) for part in ("data", "weights", "output")},
         versions=write_versions(teacher),
     )

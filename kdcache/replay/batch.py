@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import UsageError
-from kdcache.targets.encoding import Encoding
+from kdcache.replay.formats import JoinedFormat, TargetFormat
 from kdcache.targets.target import Fields, SparseTarget
-
-
-@dataclass(frozen=True, eq=False)
-class TargetFormat:
-    """How targets are read from their fields."""
-
-    encoding: Encoding
-    num_classes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +30,7 @@ class Batch:
     rows: Tensor
     views: Tensor
     fields: Fields | None
-    format: TargetFormat | None
+    format: TargetFormat | JoinedFormat | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,9 +43,7 @@ class Batch:
         """
         if self.fields is None or self.format is None:
             raise UsageError("this stream has no targets; open it with a cache")
-        return self.format.encoding.decode(
-            self.fields, num_classes=self.format.num_classes, temperature=temperature
-        )
+        return self.format.decode(self.fields, temperature=temperature)
 
     def parts(self, count: int) -> list[Self]:
         """Return the batch in so many parts, as equal as can be, which share its memory."""

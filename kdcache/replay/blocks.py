@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +17,7 @@ from kdcache.data.ring import Pool, Ring
 from kdcache.errors import CorruptError, DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
-
-TILES_KEPT = 64  # more than lanes and views of a load at once need
+from kdcache.replay.targets import Targets
 
 # What a view's target is: what the teacher saw there; the first view's; another view's.
 Pairing = Literal["replayed", "fixed", "independent"]
@@ -59,7 +57,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
     """
 
     source: BlockSource
-    targets: Cache | None
+    targets: Targets | None
     pairing: Pairing = "replayed"
     known_bad: dict[int, frozenset[int]] = field(default_factory=dict)
     ring: Ring | None = None
@@ -117,27 +115,29 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             raise DataError(f"{self.source.where(block.tar, block.start + row)}: {problem}")
         if request.prove and self.targets is not None and self.pairing == "replayed":
             for view, witness in zip(views, rendered.witnesses().tolist(), strict=True):
-                self._prove(self.targets, block, view, witness)
+                for cache in self.targets.caches:
+                    self._prove(cache, block, view, witness)
         return rendered.params
 
     def _tile(self, tar: int, view: int) -> Tile | None:
         if self.targets is None:
             return None
-        stored = 0 if self.pairing == "fixed" else view % self.targets.grid.num_views
-        return _read_tile(self.targets, tar, stored)
+        stored = 0 if self.pairing == "fixed" else view % self.targets.num_views
+        return self.targets.read(tar, stored)
 
     def _fields(
-        self, cache: Cache, request: Request, tiles: Sequence[Tile | None]
+        self, targets: Targets, request: Request, tiles: Sequence[Tile | None]
     ) -> dict[str, NDArray[Any]]:
         """Return a block's targets, view after view, made sure to be of the teacher's classes."""
         block, parts = request.block, []
         for view, tile in zip(request.views, tiles, strict=True):
             assert tile is not None
             arrays = {n: f[block.start : block.stop].numpy() for n, f in tile.fields.items()}
-            if not cache.info.encoding.in_range(arrays, cache.info.num_classes):
+            if not targets.format.in_range(arrays):
+                paths = ", ".join(str(cache.path) for cache in targets.caches)
                 raise CorruptError(
-                    f"{cache.path}: tar {block.tar}, view {view} names classes that the teacher "
-                    "has not; run kdcache repair"
+                    f"{paths}: tar {block.tar}, view {view} names classes that the teacher has "
+                    "not; run kdcache repair"
                 )
             parts.append(arrays)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -157,11 +157,6 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             f"{cache.path}: tar {block.tar}, view {view}, rows {block.start} to {block.stop - 1}: "
             f"the pixels made here differ from those that the teacher saw; {reason}"
         )
-
-
-@lru_cache(maxsize=TILES_KEPT)
-def _read_tile(cache: Cache, tar: int, view: int) -> Tile:
-    return cache.read_tile(tar, view)
 
 
 class Part(NamedTuple):

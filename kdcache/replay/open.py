@@ -13,10 +13,11 @@ from kdcache.recipe.schema import Recipe
 from kdcache.replay.blocks import BlockRenderer, Pairing
 from kdcache.replay.order import Extent
 from kdcache.replay.stream import ReplayStream, StreamOptions
+from kdcache.replay.targets import Targets, join_targets
 
 
 def replay_stream(
-    cache: Cache,
+    cache: Cache | Targets,
     dataset: Dataset,
     options: StreamOptions,
     *,
@@ -24,6 +25,7 @@ def replay_stream(
 ) -> ReplayStream:
     """Return the views that a cache's teacher saw, with their targets.
 
+    cache: one, or several whose targets are joined (join_targets).
     dataset: the samples of the cache, in the same tars or others. supply: computes views that are
     missing, and is given the views of each load before they are read; None asks for all of them.
 
@@ -31,15 +33,16 @@ def replay_stream(
         MismatchError: the dataset lacks samples of the cache, or holds other images.
         IncompleteError: views that the epochs need are not computed.
     """
-    source = cache_source(cache, dataset, cache.info.recipe)
+    targets = _joined(cache)
+    source = cache_source(targets.first, dataset, targets.first.info.recipe)
     if supply is None:
-        _check_views(cache, _wanted(cache, options))
-    num_views = cache.grid.num_views
-    return _stream(source, options, num_views=num_views, targets=cache, before=supply)
+        _check_views(targets, _wanted(targets, options))
+    num_views = targets.num_views
+    return _stream(source, options, num_views=num_views, targets=targets, before=supply)
 
 
 def fixed_stream(
-    cache: Cache, dataset: Dataset, options: StreamOptions, *, recipe: Recipe
+    cache: Cache | Targets, dataset: Dataset, options: StreamOptions, *, recipe: Recipe
 ) -> ReplayStream:
     """Return fresh views of a recipe, each with its sample's one target: view 0 of the cache.
 
@@ -47,15 +50,20 @@ def fixed_stream(
         UsageError: the cache or the recipe mixes images; one target per image says nothing of them.
         MismatchError, IncompleteError: as replay_stream.
     """
-    for mixing in (cache.info.recipe, recipe):
+    targets = _joined(cache)
+    for mixing in (targets.first.info.recipe, recipe):
         _check_unmixed(mixing, "a fixed teacher")
-    _check_views(cache, {0})
-    source = cache_source(cache, dataset, recipe)
-    return _stream(source, options, num_views=None, targets=cache, pairing="fixed")
+    _check_views(targets, {0})
+    source = cache_source(targets.first, dataset, recipe)
+    return _stream(source, options, num_views=None, targets=targets, pairing="fixed")
 
 
 def independent_stream(
-    cache: Cache, dataset: Dataset, options: StreamOptions, *, recipe: Recipe | None = None
+    cache: Cache | Targets,
+    dataset: Dataset,
+    options: StreamOptions,
+    *,
+    recipe: Recipe | None = None,
 ) -> ReplayStream:
     """Return fresh views, each with the target of another view of its sample.
 
@@ -69,16 +77,18 @@ def independent_stream(
 
     Source: Beyer et al. 2022, section 3.2, arXiv:2106.05237.
     """
-    own = cache.info.recipe if recipe is None else recipe
-    for mixing in (cache.info.recipe, own):
+    targets = _joined(cache)
+    stored = targets.first.info.recipe
+    own = stored if recipe is None else recipe
+    for mixing in (stored, own):
         _check_unmixed(mixing, "independent noise")
-    if own.seed == cache.info.recipe.seed:
+    if own.seed == stored.seed:
         own = own.model_copy(
             update={"seed": content_digest(f"independent {own.seed}".encode()) >> 1}
         )
-    _check_views(cache, _wanted(cache, options))
-    source = cache_source(cache, dataset, own)
-    return _stream(source, options, num_views=None, targets=cache, pairing="independent")
+    _check_views(targets, _wanted(targets, options))
+    source = cache_source(targets.first, dataset, own)
+    return _stream(source, options, num_views=None, targets=targets, pairing="independent")
 
 
 def fresh_stream(dataset: Dataset, options: StreamOptions, *, recipe: Recipe) -> ReplayStream:
@@ -125,6 +135,10 @@ def cache_source(cache: Cache, dataset: Dataset, recipe: Recipe) -> BlockSource:
     )
 
 
+def _joined(cache: Cache | Targets) -> Targets:
+    return cache if isinstance(cache, Targets) else join_targets([cache])
+
+
 def _check_unmixed(recipe: Recipe, what: str) -> None:
     if recipe.mix is not None:
         raise UsageError(
@@ -133,21 +147,22 @@ def _check_unmixed(recipe: Recipe, what: str) -> None:
         )
 
 
-def _wanted(cache: Cache, options: StreamOptions) -> set[int]:
-    num_views = cache.grid.num_views
+def _wanted(targets: Targets, options: StreamOptions) -> set[int]:
+    num_views = targets.num_views
     epochs = range(min(options.num_epochs, num_views))
     return {(options.first_view + epoch) % num_views for epoch in epochs}
 
 
-def _check_views(cache: Cache, views: set[int]) -> None:
-    runs = {view // cache.grid.span_views for view in views}
-    absent = [span for span in cache.missing() if span.run in runs]
-    if absent:
-        named = sorted({v for s in absent for v in cache.grid.views(s)} & views)
-        raise IncompleteError(
-            f"{cache.path}: views {_ranges(named)} are not computed for all tars ({len(absent)} "
-            f"spans, the first is {absent[0]}); run kdcache precompute again"
-        )
+def _check_views(targets: Targets, views: set[int]) -> None:
+    for cache in targets.caches:
+        runs = {view // cache.grid.span_views for view in views}
+        absent = [span for span in cache.missing() if span.run in runs]
+        if absent:
+            named = sorted({v for s in absent for v in cache.grid.views(s)} & views)
+            raise IncompleteError(
+                f"{cache.path}: views {_ranges(named)} are not computed for all tars "
+                f"({len(absent)} spans, the first is {absent[0]}); run kdcache precompute again"
+            )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -159,14 +174,14 @@ def _stream(
     options: StreamOptions,
     *,
     num_views: int | None,
-    targets: Cache | None,
+    targets: Targets | None,
     pairing: Pairing = "replayed",
     known_bad: dict[int, frozenset[int]] | None = None,
     before: Callable[[tuple[int, ...]], None] | None = None,
 ) -> ReplayStream:
     bad = known_bad or {}
     if targets is not None:
-        bad = {tar: frozenset(rows) for tar, rows in targets.totals().unusable.items()}
+        bad = targets.unusable()
     usable = np.ones(len(source.uids), bool)
     for tar, rows in bad.items():
         usable[source.starts[tar] + np.array(sorted(rows), np.int64)] = False

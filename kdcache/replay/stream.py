@@ -20,7 +20,7 @@ from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
 from kdcache.recipe.schema import Recipe
-from kdcache.replay.batch import Batch, TargetFormat
+from kdcache.replay.batch import Batch
 from kdcache.replay.blocks import BlockRenderer, Request
 from kdcache.replay.cutter import Cutter
 from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
@@ -129,10 +129,7 @@ class ReplayStream(IterableDataset[Batch]):
         self._renderer = renderer
         self._extent = extent
         self._epoch, self._batch = 0, 0
-        self._format = None
-        if renderer.targets is not None:
-            info = renderer.targets.info
-            self._format = TargetFormat(info.encoding, info.num_classes)
+        self._format = None if renderer.targets is None else renderer.targets.format
         self.batches_per_epoch = self._order(0).num_batches // options.views_per_load
         if self.batches_per_epoch == 0 and (options.shuffle or not extent.usable.any()):
             raise UsageError(
@@ -193,7 +190,7 @@ class ReplayStream(IterableDataset[Batch]):
         samples = samples[:, self._extent.usable]
         return {
             "recipe": self.recipe.id,
-            "cache": None if targets is None else targets.info.id,
+            "cache": None if targets is None else targets.id,
             "views": self.num_views,
             "samples": f"{content_digest(samples.tobytes()):016x}",
             "seed": o.seed,

@@ -10,7 +10,9 @@ Letters: N samples, C classes, V values of a sample, M samples with a label.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -22,8 +24,7 @@ from torchmetrics.aggregation import MaxMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import run_network
-from kdcache.models.teacher import Preprocessing
+from kdcache.models.running import run_network
 from kdcache.replay.batch import Batch
 from kdcache.replay.stream import ReplayStream
 from kdcache.student.classes import ClassTable
@@ -107,10 +108,16 @@ def evaluate(
     network: nn.Module,
     stream: ReplayStream,
     *,
-    preprocessing: Preprocessing,
+    preprocessing: Callable[[Tensor], Tensor],
     device: torch.device,
+    num_batches: int | None = None,
+    name: str = "the student",
+    labelled: bool = True,
 ) -> Score:
     """Return a student's score on the rest of a stream; it is left in evaluation mode.
+
+    preprocessing: of uint8 pixels. num_batches: after which to end; None for all. name: of the
+    network, in messages. labelled: whether labels are of its classes.
 
     Where torch.distributed is initialised, all processes call this, each with its own part of the
     samples, which may be empty.
@@ -122,19 +129,19 @@ def evaluate(
     network.eval()
     metrics: _Metrics | None = None
     num_classes = 0
-    for batch in stream:
-        if not stream.labels_match:
+    for batch in islice(stream, num_batches):
+        if not (labelled and stream.labels_match):
             batch = replace(batch, labels=torch.full_like(batch.labels, -1))
         moved = batch.to(device)
         expected = None if moved.format is None else moved.format.num_classes
         images = preprocessing(moved.pixels)
-        logits_NC = run_network(network, images, name="the student", num_classes=expected).float()
+        logits_NC = run_network(network, images, name=name, num_classes=expected).float()
         num_classes = logits_NC.shape[1]
         most = int(batch.labels.max())  # here, not on the device, which would have to be waited for
         if most >= num_classes:
             raise UsageError(
-                f"the student gave logits of {num_classes} classes, labels go up to {most}; "
-                "name a student of the dataset's classes"
+                f"{name} gave logits of {num_classes} classes, labels go up to {most}; "
+                "name one of the dataset's classes"
             )
         metrics = metrics or _Metrics.of(num_classes, device)
         _update(metrics, logits_NC, batch=moved, labelled=int((batch.labels >= 0).sum()))

@@ -11,7 +11,7 @@ What `learn` names, after the paper (Beyer et al. 2022, arXiv:2106.05237, sectio
     labels              fresh views with their labels, no teacher
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,8 +25,9 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
-from kdcache.models.specs import build_network, load_matching
-from kdcache.models.teacher import Preprocessing, Teacher, TeacherSpec
+from kdcache.models.specs import build_network
+from kdcache.models.weights import load_matching
+from kdcache.models.teacher import Preprocessing
 from kdcache.precompute.prepare import describe_cache, prepare_cache
 from kdcache.precompute.span import Job
 from kdcache.processes import StopRequest
@@ -38,46 +39,20 @@ from kdcache.replay.open import (
     label_stream,
     replay_stream,
 )
+from kdcache.replay.formats import JoinedFormat
 from kdcache.replay.stream import ReplayStream, StreamOptions
+from kdcache.replay.targets import Targets, join_targets
 from kdcache.student.config import TrainConfig, usual_lanes
 from kdcache.student.folder import read_config
 from kdcache.student.objective import Objective
 from kdcache.student.run import Run
+from kdcache.student.sources import Opened, Sources, open_sources, open_val_targets
 from kdcache.student.supply import Supplier
 from kdcache.student.world import World, alone_on
+from kdcache.targets.combine import Average
+from kdcache.targets.labels import LabelMap
 
-REPLAYED = frozenset({"cache", "function-matching", "consistent"})
 TEACHER_BATCH = 256  # as precompute's
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where a run's data lie.
-
-    data: folder or dataset.json of the images. cache: targets; None where none are stored. recipe:
-    of the views, where they are not the cache's. val_data, val_cache: of validation; val_cache
-    holds one view of each image, which the student is measured on. init: first weights of the
-    student, as far as they fit. teacher: looks at views online, or makes those that the cache
-    lacks. views: of the cache that it is to make, where there is none.
-    """
-
-    data: Path
-    cache: Path | None = None
-    recipe: Recipe | None = None
-    val_data: Path | None = None
-    val_cache: Path | None = None
-    init: Path | None = None
-    teacher: TeacherSpec | None = None
-    views: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """What the sources hold. teacher: loaded, if the run needs it."""
-
-    dataset: Dataset
-    cache: Cache | None
-    teacher: Teacher | None
 
 
 def make_run(
@@ -102,7 +77,7 @@ def make_run(
     """
     world, stop = world or alone_on("cpu"), StopRequest()
     config = _settle(config, folder, world)
-    opened = _open(config, sources, world)
+    opened = open_sources(config, sources, world)
     stream = _stream(config, sources, opened=opened, world=world, stop=stop, tell=tell)
     _check_reuse(config, stream, max_reuse=max_reuse)
     num_classes = _num_classes(config, opened, stream)
@@ -156,11 +131,11 @@ def _check_reuse(config: TrainConfig, stream: ReplayStream, *, max_reuse: float 
         )
 
 
-def _num_classes(config: TrainConfig, opened: _Opened, stream: ReplayStream) -> int:
-    dataset, cache, teacher = opened.dataset, opened.cache, opened.teacher
+def _num_classes(config: TrainConfig, opened: Opened, stream: ReplayStream) -> int:
+    dataset, targets, teacher = opened.dataset, opened.targets, opened.teacher
     num_classes = dataset.num_classes
-    if cache is not None:
-        num_classes = cache.info.num_classes
+    if targets is not None:
+        num_classes = targets.format.num_classes
     elif teacher is not None:
         num_classes = teacher.num_classes(stream.recipe.size)
     if num_classes is None:
@@ -190,59 +165,11 @@ def _first_network(
 # --- what is learned from ------------------------------------------------------------------
 
 
-def _open(config: TrainConfig, sources: Sources, world: World) -> _Opened:
-    dataset = load_dataset(sources.data)
-    online, replayed = config.learn == "online", config.learn in REPLAYED
-    teacher = None
-    if sources.teacher is not None:
-        if not online and not (replayed and sources.cache is not None):
-            raise UsageError(
-                f"--teacher: makes what a cache of views lacks, but there is no --cache, or its "
-                f"views are not replayed ({config.learn}); leave it out"
-            )
-        spec = sources.teacher
-        num_classes = spec.num_classes or dataset.num_classes
-        teacher = replace(spec, num_classes=num_classes).load(str(world.device))
-    elif online:
-        raise UsageError("to learn online, give a teacher (--teacher)")
-    if sources.cache is None:
-        return _Opened(dataset, None, teacher)
-    if online:
-        raise UsageError("to learn online, give a recipe of the views, and no cache")
-    if teacher is None:
-        if sources.views is not None:
-            raise UsageError("--views: is of the cache that a --teacher makes; leave it out")
-        return _Opened(dataset, open_cache(sources.cache), None)
-    return _Opened(dataset, _written_cache(dataset, teacher, sources), teacher)
-
-
-def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cache:
-    """Return the cache that the teacher writes to: the one there, or a new one."""
-    path, recipe, views = cast(Path, sources.cache), sources.recipe, sources.views
-    encoding = None
-    if is_cache(path):
-        cache = open_cache(path)
-        recipe, encoding = recipe or cache.info.recipe, str(cache.info.encoding)
-        views = views or cache.grid.num_views
-    if recipe is None or views is None:
-        raise UsageError(
-            f"{path}: no cache here; to make one while training, give --recipe and --views, too"
-        )
-    info = describe_cache(
-        dataset,
-        recipe,
-        teacher=teacher,
-        encoding=encoding,
-        other_classes=sources.teacher is not None and sources.teacher.num_classes is not None,
-    )
-    return prepare_cache(path, info, dataset=dataset, num_views=views)
-
-
 def _stream(
     config: TrainConfig,
     sources: Sources,
     *,
-    opened: _Opened,
+    opened: Opened,
     world: World,
     stop: StopRequest,
     tell: Callable[[str], None],
@@ -259,9 +186,9 @@ def _stream(
         world=world.size,
         lanes=config.lanes,
     )
-    dataset, cache, recipe = opened.dataset, opened.cache, sources.recipe
+    dataset, targets, recipe = opened.dataset, opened.targets, sources.recipe
     if config.learn in ("labels", "online"):
-        if recipe is None or cache is not None:
+        if recipe is None or targets is not None:
             raise UsageError(f"to learn {_from(config)}, give a recipe of the views, and no cache")
         if config.learn == "online" and recipe.teacher is not None:
             raise UsageError(
@@ -271,23 +198,23 @@ def _stream(
         if config.learn == "online":
             return fresh_stream(dataset, options, recipe=recipe)
         return label_stream(dataset, options, recipe=recipe)
-    if cache is None:
+    if targets is None:
         raise UsageError(f"to learn {_from(config)}, give a cache")
-    cache.info.encoding.check_temperature(config.temperature)
+    targets.format.check_temperature(config.temperature)
     if config.learn == "fixed":
         if recipe is None:
             raise UsageError("with a fixed teacher, give a recipe of the student's views")
-        return fixed_stream(cache, dataset, options, recipe=recipe)
+        return fixed_stream(targets, dataset, options, recipe=recipe)
     if config.learn == "independent":
-        return independent_stream(cache, dataset, options, recipe=recipe)
+        return independent_stream(targets, dataset, options, recipe=recipe)
+    cache, supply = targets.first, None
     _check_recipe(config, cache, recipe)
-    supply = None
     if opened.teacher is not None:
         source = dataset_source(dataset, cache.info.recipe)
         batch = TEACHER_BATCH
         job = Job(source, opened.teacher, cache, batch, False, config.num_workers)
         supply = Supplier(job, world, stop, tell)
-    return replay_stream(cache, dataset, options, supply=supply)
+    return replay_stream(targets, dataset, options, supply=supply)
 
 
 def _from(config: TrainConfig) -> str:
@@ -331,11 +258,11 @@ def _validation(
         raise UsageError("validation needs both --val-data and --val-cache")
     if sources.val_data is None or sources.val_cache is None:
         return _Measured()
-    dataset, cache = load_dataset(sources.val_data), open_cache(sources.val_cache)
-    if cache.info.num_classes != num_classes:
+    dataset, targets = load_dataset(sources.val_data), open_val_targets(sources, num_classes)
+    if targets.format.num_classes != num_classes:
         raise MismatchError(
-            f"{cache.path}: has targets of {cache.info.num_classes} classes, the student has "
-            f"{num_classes}; precompute validation targets with the same teacher"
+            f"{targets.first.path}: has targets of {targets.format.num_classes} classes, the "
+            f"student has {num_classes}; precompute validation targets with the same teacher"
         )
     options = StreamOptions(
         batch_size=config.batch_size,
@@ -344,21 +271,21 @@ def _validation(
         rank=world.rank,
         world=world.size,
     )
-    stream = replay_stream(cache, dataset, options)  # fail now, not after the first epoch
+    stream = replay_stream(targets, dataset, options)  # fail now, not after the first epoch
     return _Measured(
-        lambda: replay_stream(cache, dataset, options),
+        lambda: replay_stream(targets, dataset, options),
         dataset.classes if stream.labels_match else None,
-        {"val_cache": cache.info.id},
+        {"val_cache": targets.id},
     )
 
 
 # --- what goes with it ---------------------------------------------------------------------
 
 
-def _preprocessing(config: TrainConfig, opened: _Opened) -> Preprocessing:
+def _preprocessing(config: TrainConfig, opened: Opened) -> Preprocessing:
     default = Preprocessing()
-    if opened.cache is not None:
-        teacher = opened.cache.info.teacher
+    if opened.targets is not None:
+        teacher = opened.targets.first.info.teacher
         default = Preprocessing(tuple(teacher["mean"]), tuple(teacher["std"]))
     elif opened.teacher is not None:
         default = opened.teacher.preprocessing
@@ -366,20 +293,33 @@ def _preprocessing(config: TrainConfig, opened: _Opened) -> Preprocessing:
 
 
 def _provenance(
-    config: TrainConfig, sources: Sources, *, opened: _Opened, stream: ReplayStream
+    config: TrainConfig, sources: Sources, *, opened: Opened, stream: ReplayStream
 ) -> dict[str, Any]:
     """Return the ids of what the run learns from."""
-    cache, dataset, taught = opened.cache, opened.dataset, None
-    if cache is not None:
-        taught = {name: cache.info.teacher[name] for name in ("id", "spec")}
+    targets, dataset, taught = opened.targets, opened.dataset, None
+    joined: dict[str, Any] = {}
+    if targets is not None:
+        teachers = [cache.info.teacher for cache in targets.caches]
+        taught = {name: teachers[0][name] for name in ("id", "spec")}
+        if isinstance(targets.format, JoinedFormat):
+            mapping = targets.format.mapping
+            joined = {
+                "caches": [cache.info.id for cache in targets.caches],
+                "teachers": [{name: t[name] for name in ("id", "spec")} for t in teachers],
+                "shares": list(targets.format.shares),
+                "average": targets.format.average,
+                "classes": None if mapping is None else list(mapping.classes),
+                "mapping": None if mapping is None else mapping.id,
+            }
     elif opened.teacher is not None:
         taught = {name: opened.teacher.description[name] for name in ("id", "spec")}
     with_labels = config.learn == "labels" or config.label_weight > 0
     return {
         "dataset": dataset.id,
         "recipe": stream.recipe.canonical(),
-        "cache": None if cache is None else cache.info.id,
+        "cache": None if targets is None else targets.id,
         "teacher": taught,
+        **({"joined": joined} if joined else {}),
         "labels": content_digest(dataset.labels.tobytes()) if with_labels else None,
         "init": None if sources.init is None else _file_digest(sources.init),
     }

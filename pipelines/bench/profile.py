@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "blend": (("kdcache/pixels/mix.py", "mix_row"),),
     "witness": (("kdcache/pixels/witness.py", "witness"),),
     "target_read": (
-        ("kdcache/replay/blocks.py", "_read_tile"),
+        ("kdcache/replay/targets.py", "_read"),
         ("kdcache/cache/store.py", "read_witness"),
     ),
     "target_decode": (("kdcache/replay/batch.py", "target"),),

@@ -18,6 +18,7 @@ from kdcache.replay.blocks import BlockRenderer, Pairing
 from kdcache.replay.open import label_stream, replay_stream
 from kdcache.replay.order import Extent
 from kdcache.replay.stream import ReplayStream, StreamOptions
+from kdcache.replay.targets import join_targets
 from pipelines.bench.material import Material
 from pipelines.bench.stream import batch_sizes
 from pipelines.bench.timing import Work, timed
@@ -59,7 +60,8 @@ def stream_works(material: Material, *, batch: int, passes: int) -> dict[str, Wo
         extent = Extent(source.starts, source.uids, usable, source.recipe.block)
         if targets is None:
             source = cast(BlockSource, _Windowed(source))
-        renderer = BlockRenderer(source, targets, pairing)
+        joined = None if targets is None else join_targets([targets])
+        renderer = BlockRenderer(source, joined, pairing)
         return ReplayStream(renderer, options, num_views=None, extent=extent)
 
     # Independent targets have no proof; these are the same, since both go by a view's number.

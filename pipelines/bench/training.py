@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 
 from kdcache.models.specs import build_network
-from kdcache.models.teacher import TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
 from kdcache.recipe.schema import Recipe
 from kdcache.student.config import TrainConfig, make_config
 from kdcache.student.loop import build_student, make_state
 from kdcache.student.run import Run
-from kdcache.student.setup import Sources, make_run
+from kdcache.student.setup import make_run
+from kdcache.student.sources import Sources
 from kdcache.student.step import Stepper
 from kdcache.student.world import alone_on
 from pipelines.bench.material import NUM_CLASSES, Material

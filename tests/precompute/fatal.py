@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcache.data.blocks import BlockSource
 from kdcache.data.dataset import Dataset
-from kdcache.models.teacher import TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
 from kdcache.precompute.jobs import JobSpec
 from tests import tiny
 

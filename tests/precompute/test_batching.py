@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from kdcache.cache.layout import Span
 from kdcache.data.dataset import Dataset
 from kdcache.errors import UsageError
-from kdcache.models.teacher import Teacher, TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
+from kdcache.models.teacher import Teacher
 from kdcache.precompute import batching
 from kdcache.precompute.batching import LEAST, fit_batch_size
 from kdcache.precompute.engines import run_inline

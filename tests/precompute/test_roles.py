@@ -147,9 +147,10 @@ def test_caches_with_two_witnesses_are_extended_merged_and_sliced(
 
 
 def test_to_learn_online_both_see_the_same(tmp_path: Path, dataset: Dataset) -> None:
-    from kdcache.models.teacher import TeacherSpec
+    from kdcache.models.ensemble import TeacherSpec
     from kdcache.student.config import make_config
-    from kdcache.student.setup import Sources, make_run
+    from kdcache.student.setup import make_run
+    from kdcache.student.sources import Sources
 
     config = make_config(student="tests.tiny:linear_teacher", epochs=1, learn="online")
     teacher = TeacherSpec("tests.tiny:linear_teacher", None)

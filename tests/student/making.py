@@ -13,7 +13,8 @@ from kdcache.student.checkpoint import METRICS, checkpoints
 from kdcache.student.config import make_config
 from kdcache.student.folder import WEIGHTS
 from kdcache.student.run import MEASURED, Run
-from kdcache.student.setup import Sources, make_run
+from kdcache.student.setup import make_run
+from kdcache.student.sources import Sources
 from kdcache.student.world import World
 from tests import tiny
 

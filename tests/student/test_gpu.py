@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.specs import NoMemoryError
-from kdcache.models.teacher import TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
 from kdcache.student.config import OptimizerName
 from kdcache.student.loop import train
-from kdcache.student.setup import Sources
+from kdcache.student.sources import Sources
 from kdcache.student.world import World, alone_on
 from tests import tiny
 from tests.student.making import (

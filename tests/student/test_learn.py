@@ -18,13 +18,13 @@ from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import DataError, IncompleteError, KdcacheError, MismatchError, UsageError
 from kdcache.models.specs import build_network
-from kdcache.models.teacher import TeacherSpec
+from kdcache.models.ensemble import TeacherSpec
 from kdcache.processes import Stopped
 from kdcache.replay.open import fresh_stream
 from kdcache.replay.stream import StreamOptions
 from kdcache.student.checkpoint import checkpoints
 from kdcache.student.loop import train
-from kdcache.student.setup import Sources
+from kdcache.student.sources import Sources
 from kdcache.student.world import World
 from tests import tiny
 from tests.student.making import centre_cache, make_sources, metrics_of, run_of, weights_of

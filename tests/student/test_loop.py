@@ -23,7 +23,8 @@ from kdcache.student.checkpoint import CHECKPOINTS, METRICS, checkpoints
 from kdcache.student.folder import BEST, CLASSES, CONFIG, WEIGHTS
 from kdcache.student.loop import train
 from kdcache.student.losses import sparse_kl
-from kdcache.student.setup import Sources, reuse_factor
+from kdcache.student.setup import reuse_factor
+from kdcache.student.sources import Sources
 from kdcache.student.step import step_seed
 from tests import tiny
 from tests.student.making import (

@@ -17,7 +17,8 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
-from kdcache.replay.batch import Batch, TargetFormat
+from kdcache.replay.batch import Batch
+from kdcache.replay.formats import TargetFormat
 from kdcache.student.classes import ClassTable
 from kdcache.student.metrics import Score, evaluate
 from kdcache.targets.encoding import Dense

@@ -19,7 +19,7 @@ from kdcache.student.checkpoint import CHECKPOINTS, checkpoints
 from kdcache.student.folder import BEST, WEIGHTS
 from kdcache.student.loop import train
 from kdcache.student.run import Pace
-from kdcache.student.setup import Sources
+from kdcache.student.sources import Sources
 from tests import tiny
 from tests.cache.keeping import killed_runs
 from tests.student.making import (

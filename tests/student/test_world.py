@@ -19,7 +19,7 @@ from kdcache.processes import Stopped
 from kdcache.student.checkpoint import checkpoints
 from kdcache.student.folder import SESSIONS, WEIGHTS
 from kdcache.student.loop import train
-from kdcache.student.setup import Sources
+from kdcache.student.sources import Sources
 from kdcache.student.world import World, join_world
 from tests import tiny
 from tests.student.making import centre_cache, make_sources, metrics_of, run_of

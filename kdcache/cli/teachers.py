@@ -1,0 +1,149 @@
+"""Options that name a teacher, for the commands that run one."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from kdcache.cache.store import Cache
+    from kdcache.models.ensemble import TeacherSpec
+    from kdcache.models.teacher import Triple
+
+PANEL = "Teacher"
+IMAGENET_MEAN = "0.485,0.456,0.406"
+SPEC_HELP = (
+    "torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, pt2:FILE, onnx:FILE, or "
+    "package.module:factory; weights follow as @NAME or @FILE"
+)
+
+
+class Precision(StrEnum):
+    """How a network computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Average(StrEnum):
+    """What a mean of teachers is of."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+
+
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=PANEL, **more)
+
+
+Teachers = Annotated[
+    list[str], _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", metavar="SPEC")
+]
+OptionalTeachers = Annotated[
+    list[str] | None, _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", metavar="SPEC")
+]
+Weights = Annotated[
+    Path | None,
+    _option("Weights of the one teacher: safetensors, or a PyTorch state_dict.", "--weights"),
+]
+Shares = Annotated[
+    str | None, _option("Of each teacher in the mean, as 0.7,0.3; default: equal.", "--shares")
+]
+AverageOption = Annotated[
+    Average, _option("What the mean is of: logits (so log-probabilities), or probabilities.")
+]
+Labels = Annotated[
+    Path | None,
+    _option("File that maps the teacher's classes to those of the targets.", metavar="FILE.toml"),
+]
+TeacherClasses = Annotated[
+    int | None, _option("Classes of the teacher, if they are not the dataset's labels.", min=2)
+]
+Mean = Annotated[
+    str | None,
+    _option("Mean of the pixels in 0 to 1, by channel; default: its source's, or ImageNet's."),
+]
+Std = Annotated[str | None, _option("Standard deviation of the same.")]
+PrecisionOption = Annotated[Precision | None, _option("Default: the cache's, or float32.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
+
+
+def teacher_spec(
+    teachers: list[str],
+    weights: Path | None,
+    *,
+    shares: str | None = None,
+    average: Average = Average.logits,
+    labels: Path | None = None,
+    num_classes: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    precision: Precision | None = None,
+    compiled: bool = False,
+    like: "Cache | None" = None,
+) -> "TeacherSpec":
+    """Return how the teacher is loaded that the options name.
+
+    like: a cache whose teacher's preprocessing and precision hold where the options say nothing;
+    the name that it keeps of the teacher is never looked at.
+
+    Raises:
+        UsageError: an option says something else than it should.
+    """
+    from kdcache.models.ensemble import TeacherSpec
+    from kdcache.models.teacher import Preprocessing
+    from kdcache.targets.labels import load_labels
+
+    means = None if mean is None else triple(mean, "--mean")
+    stds = None if std is None else triple(std, "--std")
+    if (means is None) != (stds is None):
+        raise UsageError("--mean and --std: give both, or neither")
+    given = None if means is None or stds is None else Preprocessing(means, stds)
+    stored = {} if like is None else like.info.teacher
+    usual, kept = Preprocessing(), Precision.float32
+    if "mean" in stored:
+        usual = Preprocessing(tuple(stored["mean"]), tuple(stored["std"]))
+        kept = Precision(stored["precision"])
+    first, *others = teachers
+    return TeacherSpec(
+        first,
+        weights,
+        num_classes=num_classes,
+        preprocessing=given,
+        usual=usual,
+        precision=(precision or kept).value,
+        compiled=compiled,
+        others=tuple(others),
+        shares=None if shares is None else numbers(shares, "--shares"),
+        average=average.value,
+        labels=None if labels is None else load_labels(labels),
+    )
+
+
+def triple(text: str, option: str) -> "Triple":
+    """Return three comma-separated numbers.
+
+    Raises:
+        UsageError: the text holds something else.
+    """
+    try:
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: expected three numbers, as {IMAGENET_MEAN}") from None
+    return first, second, third
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return comma-separated numbers.
+
+    Raises:
+        UsageError: the text holds something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: expected numbers, as 0.7,0.3") from None

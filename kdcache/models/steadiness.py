@@ -1,0 +1,67 @@
+"""How steady a teacher is: what its logits of equal images differ by from call to call.
+
+A target should be the teacher's answer to one image. Kernels that add in another order for another
+batch size change the last bits of it; dropout left on, or statistics of a batch, change it wholly.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcache.models.teacher import Teacher
+
+PROBED = 4  # images
+STEADY_NATS = 0.01  # more than any precision's rounding
+
+
+@dataclass(frozen=True)
+class Steadiness:
+    """Greatest differences of a teacher's log-probabilities on a few random images, in nats.
+
+    repeat: of two equal calls. batch: of an image alone and among others.
+    """
+
+    repeat_nats: float
+    batch_nats: float
+
+    @property
+    def steady(self) -> bool:
+        """Return whether differences are those of rounding."""
+        return max(self.repeat_nats, self.batch_nats) <= STEADY_NATS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a cache keeps of it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.repeat_nats == self.batch_nats == 0:
+            return "deterministic on a probe of 4 images, alone and in a batch"
+        text = (
+            f"log-probabilities differ by up to {self.repeat_nats:.2g} nats from call to call, by "
+            f"{self.batch_nats:.2g} with the batch"
+        )
+        return text if self.steady else f"NOT STEADY: {text}; no two caches of it will be equal"
+
+
+def measure_steadiness(teacher: Teacher, size: int) -> Steadiness:
+    """Return how steady a teacher is on random images of a size.
+
+    Raises:
+        UsageError: the teacher fails.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PROBED, 3, size, size)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    first, again = _log_probs(teacher, pixels), _log_probs(teacher, pixels)
+    alone = torch.cat([_log_probs(teacher, image) for image in pixels.split(1)])
+    return Steadiness(_difference(first, again), _difference(first, alone))
+
+
+def _log_probs(teacher: Teacher, pixels_N3HW: Tensor) -> Tensor:
+    return teacher(pixels_N3HW).double().log_softmax(1)
+
+
+def _difference(ours_NC: Tensor, theirs_NC: Tensor) -> float:
+    return float((ours_NC - theirs_NC).abs().max().nan_to_num(nan=1e30, posinf=1e30))

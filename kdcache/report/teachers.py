@@ -1,0 +1,213 @@
+"""What a teacher is, how good and how fast here, and whether a recipe shows it what it was made for.
+
+Accuracy is of the central crop, once as the teacher's source evaluates it and, where they differ,
+once as the recipe shows views to it: what lies between is what the disagreement costs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from kdcache.data.dataset import Dataset
+from kdcache.models.steadiness import Steadiness, measure_steadiness
+from kdcache.models.teacher import Teacher
+from kdcache.precompute.batching import views_per_s
+from kdcache.recipe.parts import CentreCrop, MildCrop, Resize
+from kdcache.recipe.schema import Recipe, parse_recipe
+from kdcache.replay.open import fresh_stream
+from kdcache.replay.stream import StreamOptions
+from kdcache.student.metrics import Score, evaluate
+
+USUAL_SIZE, USUAL_CROP = 224, 0.875
+RESIZES: dict[str, Resize] = {"bilinear": "torch", "bicubic": "pillow-bicubic"}
+BILINEAR = ("torch", "pillow")
+CROP_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How good a teacher is on central crops. size, resize, crop: as these were made."""
+
+    size: int
+    resize: Resize
+    crop: float
+    score: Score
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """What was found. shown: None where the recipe shows what the source says, or there is none.
+
+    images_per_s: of the teacher alone, at the size that it is shown, in batches of batch_size.
+    """
+
+    num_classes: int
+    steadiness: Steadiness
+    batch_size: int
+    images_per_s: float
+    own: Measure
+    shown: Measure | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """samples: images to measure on, at most. num_workers: processes that render."""
+
+    batch_size: int = 64
+    samples: int = 1000
+    num_workers: int = 0
+
+
+def report_teacher(
+    teacher: Teacher, dataset: Dataset, recipe: Recipe | None, options: CheckOptions
+) -> TeacherReport:
+    """Return what a teacher is and does on a dataset, and where the recipe disagrees with it.
+
+    Raises:
+        UsageError: the teacher fails, or gives logits that are not finite.
+    """
+    own = own_view(teacher)
+    shown = None if recipe is None else _central(recipe)
+    seen = own if shown is None else shown
+    num_classes = teacher.num_classes(seen.size)
+    batch_size = min(options.batch_size, dataset.num_samples)
+    labelled = dataset.num_classes in (None, num_classes)
+    return TeacherReport(
+        num_classes=num_classes,
+        steadiness=measure_steadiness(teacher, seen.size),
+        batch_size=batch_size,
+        images_per_s=views_per_s(teacher, seen.size, count=batch_size),
+        own=_measure(teacher, dataset, own, options, labelled=labelled),
+        shown=None
+        if shown is None or _same(shown, own)
+        else _measure(teacher, dataset, shown, options, labelled=labelled),
+        warnings=(
+            *teacher.warnings,
+            *([] if recipe is None else disagreements(teacher, recipe)),
+            *class_warnings(teacher, dataset, num_classes),
+        ),
+    )
+
+
+def own_view(teacher: Teacher) -> Recipe:
+    """Return the central view that a teacher's source evaluates it on, as far as it says."""
+    inputs = teacher.inputs
+    size = inputs.size or USUAL_SIZE
+    return _centre(size, inputs.crop or USUAL_CROP, RESIZES.get(inputs.interpolation or "", "torch"))
+
+
+def _central(recipe: Recipe) -> Recipe:
+    """Return the central view at the size and by the resize that a recipe shows the teacher."""
+    share = USUAL_CROP
+    if isinstance(recipe.crop, CentreCrop | MildCrop):
+        share = recipe.size / recipe.crop.resize
+    return _centre(recipe.size_for("teacher"), share, recipe.resize_for("teacher"))
+
+
+def _centre(size: int, share: float, resize: Resize) -> Recipe:
+    crop = {"law": "centre", "resize": max(round(size / share), size)}
+    values = {"seed": 0, "size": size, "resize": resize, "crop": crop}
+    return parse_recipe(values, source="central view")
+
+
+def _share(view: Recipe) -> float:
+    assert isinstance(view.crop, CentreCrop)
+    return view.size / view.crop.resize
+
+
+def _same(ours: Recipe, theirs: Recipe) -> bool:
+    alike = (ours.size, ours.resize) == (theirs.size, theirs.resize)
+    return alike and abs(_share(ours) - _share(theirs)) <= CROP_TOLERANCE
+
+
+class _Pixels(nn.Module):
+    """A teacher as what evaluate measures: of uint8 pixels."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, pixels_N3HW: Tensor) -> Tensor:
+        return self.teacher(pixels_N3HW)
+
+
+def _measure(
+    teacher: Teacher, dataset: Dataset, view: Recipe, options: CheckOptions, *, labelled: bool
+) -> Measure:
+    few = dataset.num_samples <= options.samples
+    batch_size = min(options.batch_size, dataset.num_samples, options.samples)
+    stream = fresh_stream(
+        dataset,
+        StreamOptions(batch_size=batch_size, shuffle=not few, num_workers=options.num_workers),
+        recipe=view,
+    )
+    score = evaluate(
+        _Pixels(teacher),
+        stream,
+        preprocessing=lambda pixels: pixels,
+        device=teacher.device,
+        num_batches=None if few else -(-options.samples // batch_size),
+        name=f"teacher {teacher.spec}",
+        labelled=labelled,
+    )
+    return Measure(view.size, view.resize, _share(view), score)
+
+
+# --- what disagrees ------------------------------------------------------------------------
+
+
+def disagreements(teacher: Teacher, recipe: Recipe) -> Iterator[str]:
+    """Yield where a recipe shows a teacher other images than it was made for, and the remedy."""
+    inputs, name = teacher.inputs, f"teacher {teacher.spec}"
+    size, resize = recipe.size_for("teacher"), recipe.resize_for("teacher")
+    if inputs.size not in (None, size):
+        yield (
+            f"{name}: made for {inputs.size} pixels, the recipe shows it {size}; [teacher] size = "
+            f"{inputs.size} in the recipe leaves the student's size as it is"
+        )
+    wanted = RESIZES.get(inputs.interpolation or "")
+    if inputs.interpolation is not None and wanted is None:
+        yield (
+            f"{name}: evaluated with {inputs.interpolation} resizes, which recipes do not have; "
+            f"this one's is {resize}"
+        )
+    elif wanted is not None and (wanted in BILINEAR) != (resize in BILINEAR):
+        yield (
+            f"{name}: evaluated with {inputs.interpolation} resizes, the recipe's is {resize}; "
+            f'[teacher] size = {size}, resize = "{wanted}" is what it knows'
+        )
+    if inputs.crop is not None and isinstance(recipe.crop, CentreCrop):
+        share = recipe.size / recipe.crop.resize
+        if abs(share - inputs.crop) > CROP_TOLERANCE:
+            yield (
+                f"{name}: evaluated on the central {inputs.crop:.3g} of the shorter side, the "
+                f"recipe crops {share:.3g}; crop.resize = {round(recipe.size / inputs.crop)} is "
+                "its own"
+            )
+
+
+def class_warnings(teacher: Teacher, dataset: Dataset, num_classes: int) -> Iterator[str]:
+    """Yield what is odd about a teacher's classes beside a dataset's."""
+    name, ours = f"teacher {teacher.spec}", dataset.classes
+    if dataset.num_classes not in (None, num_classes):
+        yield (
+            f"{name}: has {num_classes} classes, the dataset {dataset.num_classes}; its accuracy "
+            "is not measured; map its classes with --labels, or name --teacher-classes"
+        )
+    elif ours is not None and teacher.classes is not None and len(teacher.classes) == len(ours):
+        other = [n for n, pair in enumerate(zip(ours, teacher.classes, strict=True)) if _differ(*pair)]
+        if other:
+            number = other[0]
+            yield (
+                f"{name}: {len(other)} of {len(ours)} classes have other names than the dataset's; "
+                f"class {number} is {teacher.classes[number]!r} there, {ours[number]!r} here; where "
+                "the order differs, map it with --labels"
+            )
+
+
+def _differ(ours: str, theirs: str) -> bool:
+    """Return whether two names differ in letters and digits."""
+    plain = ("".join(c for c in name.casefold() if c.isalnum()) for name in (ours, theirs))
+    return len(set(plain)) > 1
