@@ -84,17 +84,15 @@ def combine_targets(
 
     If one teacher is dense, so is the average, and the others' tails are spread evenly. Otherwise a
     row keeps the classes that any teacher keeps, each once: K is the sum of the teachers' K, less
-    entries that say C. Where teachers exclude each other, so that no class is left with any mass,
-    the row is uniform.
+    entries that say C; if K is C or more, the average is dense. Where teachers exclude each other,
+    so that no class is left with any mass, the row is uniform.
     """
     used = tempered if average == "logits" else fulls
     after = 1.0 if average == "logits" else 1 / temperature
     indices = [target.indices_NK for target in used if target.indices_NK is not None]
     if len(indices) < len(used):
         dense = [target.dense(num_classes).double() for target in used]
-        log_probs_NC = (after * _mean(dense, shares, average)).clamp(min=FLOOR).log_softmax(1)
-        nothing_N = torch.full_like(used[0].log_tail_N, -math.inf)
-        return SparseTarget(None, log_probs_NC.float(), nothing_N)
+        return dense_target(after * _mean(dense, shares, average))
 
     indices_NK = torch.cat(indices, 1)
     first_NK = first_columns(indices_NK)
@@ -115,12 +113,15 @@ def combine_targets(
             mean_N = log_tail_mean(full, soft, num_classes=num_classes, temperature=temperature)
             tails.append(temperature * mean_N)
     num_others_N = (num_classes - (~absent_NK).sum(1)).double()
-    return normalised(
+    found = normalised(
         indices_NK.masked_fill(absent_NK, num_classes),
         (after * _mean(entries, shares, average)).masked_fill(absent_NK, -math.inf),
         after * _mean(tails, shares, average) + num_others_N.log(),
         num_classes=num_classes,
     )
+    if indices_NK.shape[1] < num_classes:
+        return found
+    return dense_target(found.dense(num_classes))
 
 
 def _mean(log_probs: Sequence[Tensor], shares: Sequence[float], average: Average) -> Tensor:
@@ -179,3 +180,9 @@ def normalised(
         (entries_NK - total_N1).masked_fill(empty_N1, -math.inf).float(),
         (tail_N - total_N1[:, 0]).masked_fill(empty_N1[:, 0], 0.0).float(),
     )
+
+
+def dense_target(log_probs_NC: Tensor) -> SparseTarget:
+    """Return the dense target of log-probabilities up to a constant."""
+    log_probs_NC = log_probs_NC.clamp(min=FLOOR).log_softmax(1).float()
+    return SparseTarget(None, log_probs_NC, torch.full_like(log_probs_NC[:, 0], -math.inf))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
-from kdcache.targets.combine import FLOOR, first_columns, log_tail_mean, normalised
+from kdcache.targets.combine import FLOOR, dense_target, first_columns, log_tail_mean, normalised
 from kdcache.targets.target import SparseTarget
 
 MAX_CLASSES = 2**20
@@ -91,8 +91,7 @@ def load_labels(path: Path) -> LabelMap:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise UsageError(
-                f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; no mapping of classes needs as "
-                'much: write runs of numbers as "first..last"'
+                f'{path}: above {MAX_FILE_BYTES >> 20} MiB; write runs of numbers as "first..last"'
             )
         values = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
@@ -114,8 +113,7 @@ def _checked(document: _Document, source: str) -> LabelMap:
         )
     if rest is not None and document.drop:
         raise UsageError(
-            f"{source}: has rest and drop; with rest, a class takes what is not named, with drop "
-            "nothing does: leave one of them out"
+            f"{source}: has rest and drop, but what is not named is taken or left out: choose one"
         )
     if rest is not None and rest not in document.classes:
         raise UsageError(
@@ -242,14 +240,13 @@ def resolve(
     for place, (name, members) in enumerate(zip(labels.classes, labels.members, strict=True)):
         where = f"{source}: class {name!r}"
         for member in members:
-            if isinstance(member, range) and member.stop > num_classes:
+            chosen = _named(member, numbers, where=where) if isinstance(member, str) else member
+            if chosen[-1] >= num_classes:
                 raise UsageError(
-                    f"{where}: teacher class {member.stop - 1}; the teacher has {num_classes}, "
+                    f"{where}: teacher class {chosen[-1]}; the teacher has {num_classes}, "
                     f"0 to {num_classes - 1}"
                 )
-            for number in (
-                member if isinstance(member, range) else _named(member, numbers, where=where)
-            ):
+            for number in chosen:
                 if student[number] != _DROPPED:
                     raise UsageError(
                         f"{where}: teacher class {_shown([number], names)} is also in class "
@@ -260,8 +257,8 @@ def resolve(
     return make_mapping(labels.classes, student)
 
 
-def _named(name: str, numbers: dict[str, list[int]], *, where: str) -> list[int]:
-    """Return the number of the one teacher's class of this name."""
+def _named(name: str, numbers: dict[str, list[int]], *, where: str) -> Sequence[int]:
+    """Return the number of the one class of the teacher that has this name."""
     if not numbers:
         raise UsageError(
             f"{where}: {name!r}; no names are known of the teacher's classes, give their numbers"
@@ -291,8 +288,7 @@ def _place_others(
     elif others and not labels.drop:
         raise UsageError(
             f"{source}: {len(others)} of the teacher's {len(student)} classes are not named: "
-            f"{_shown(others, names)}; name them, or set rest to the class that takes them, or "
-            "drop = true"
+            f"{_shown(others, names)}; name them, or a rest that takes them, or set drop = true"
         )
     taken = set(student)
     empty = [name for place, name in enumerate(labels.classes) if place not in taken]
@@ -347,14 +343,12 @@ def map_target(
 
     Of a sparse target, a row keeps the student's classes of those that it kept, each once: K stays,
     and entries that become one with an earlier one, or are dropped, say S. Its tail is shared out
-    evenly among the teacher's classes that are not kept. Where all mass is dropped, the row is
-    uniform.
+    evenly among the teacher's classes that are not kept. If K is S or more, it becomes dense. Where
+    all mass is dropped, the row is uniform.
     """
     mapping = mapping.to(full.log_tail_N.device)
     if full.indices_NK is None:
-        sums_NS = _summed(full.log_probs_NK.double(), mapping)
-        log_probs_NS = (sums_NS / temperature).log_softmax(1).float()
-        return SparseTarget(None, log_probs_NS, torch.full_like(full.log_tail_N, -math.inf))
+        return dense_target(_summed(full.log_probs_NK.double(), mapping) / temperature)
 
     num_teacher, num_student = len(mapping.student_C), mapping.num_student
     student_C = F.pad(mapping.student_C, (0, 1), value=_DROPPED)
@@ -373,18 +367,19 @@ def map_target(
         _log_sums(full.log_probs_NK.double(), first_NK, first_NK.shape[1]),
         share_N1 + others_NK.clamp(min=0).double().log(),
     )
-    # What is not: all of the student's classes but those.
+    entries_NK = (entries_NK / temperature).masked_fill(~kept_NK, -math.inf)
+    # What is not, a class: the mean of the tail, by how many of the teacher's it has.
+    mean_N1 = log_tail_mean(full, tempered, num_classes=num_teacher, temperature=temperature)[
+        :, None
+    ]
     powers_S = sizes_S.double() ** (1 / temperature)
-    left_N = powers_S[:-1].sum() - (powers_S[student_NK] * kept_NK).sum(1)
-    num_left_N = num_student - kept_NK.sum(1)
-    left_N = left_N.maximum(num_left_N.double()).masked_fill(num_left_N == 0, 0.0)
-    mean_N = log_tail_mean(full, tempered, num_classes=num_teacher, temperature=temperature)
-    return normalised(
-        student_NK.masked_fill(~kept_NK, num_student),
-        (entries_NK / temperature).masked_fill(~kept_NK, -math.inf),
-        mean_N + left_N.log(),
-        num_classes=num_student,
-    )
+    places_NK = student_NK.masked_fill(~kept_NK, num_student)
+    if entries_NK.shape[1] >= num_student:
+        masses_NS = (mean_N1 + powers_S.log()).scatter(1, places_NK, entries_NK)[:, :-1]
+        return dense_target(masses_NS)
+    left_N = powers_S.sum() - powers_S[places_NK].sum(1)
+    tail_N = mean_N1[:, 0] + left_N.clamp(min=1).log()
+    return normalised(places_NK, entries_NK, tail_N, num_classes=num_student)
 
 
 def _summed(log_masses_NC: Tensor, mapping: Mapping) -> Tensor:
