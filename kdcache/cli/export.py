@@ -23,9 +23,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New file: NAME.pt2 (torch.export) or NAME.onnx.")],
     student: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPEC", help=f"{STUDENT_HELP} A factory, and hf:…, must be named."
-        ),
+        typer.Option(metavar="SPEC", help=f"{STUDENT_HELP} A factory, and hf:…, must be named."),
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help=_NOTED)] = None,
     size: Annotated[int | None, typer.Option(help=f"Side of the images; {_NOTED}")] = None,

@@ -13,7 +13,6 @@ from kdcache.cli.output import give, human_bytes, progress_bar, say
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import PANEL as TEACHER
 from kdcache.cli.teachers import (
-    SPEC_HELP,
     Average,
     AverageOption,
     Device,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError
 from kdcache.identity import digest
 from kdcache.models.specs import absolute_spec
-from kdcache.models.teacher import Precision, Preprocessing, Teacher, load_teacher
+from kdcache.models.teacher import IMAGENET, Precision, Preprocessing, Teacher, load_teacher
 from kdcache.targets.combine import Average, average_logits, check_shares
 from kdcache.targets.labels import LabelMap, Mapping, map_logits, resolve
 
@@ -30,7 +30,7 @@ class TeacherSpec:
     weights: Path | None = None
     num_classes: int | None = None
     preprocessing: Preprocessing | None = None
-    usual: Preprocessing = Preprocessing()
+    usual: Preprocessing = IMAGENET
     precision: Precision = "float32"
     compiled: bool = False
     others: tuple[str, ...] = ()

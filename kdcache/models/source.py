@@ -26,6 +26,9 @@ class Inputs:
     std: Triple | None = None
 
 
+UNKNOWN = Inputs()
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network with its weights, and what is known of both.

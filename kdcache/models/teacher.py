@@ -15,7 +15,7 @@ from kdcache.errors import UsageError
 from kdcache.identity import digest
 from kdcache.models.checks import settle
 from kdcache.models.running import open_device, run_network
-from kdcache.models.source import Inputs, Takes, Triple
+from kdcache.models.source import UNKNOWN, Inputs, Takes, Triple
 from kdcache.models.specs import open_model
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -52,6 +52,9 @@ class Preprocessing:
         return normalised.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
+IMAGENET = Preprocessing()
+
+
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """A network in evaluation mode; calling it changes nothing.
@@ -71,7 +74,7 @@ class Teacher:
     device: torch.device
     compiled: bool = False
     takes: Takes = "images"
-    inputs: Inputs = Inputs()
+    inputs: Inputs = UNKNOWN
     classes: tuple[str, ...] | None = None
     licence: str | None = None
     parts: Mapping[str, Any] = MappingProxyType({})
@@ -155,7 +158,7 @@ def load_teacher(
     *,
     num_classes: int | None = None,
     preprocessing: Preprocessing | None = None,
-    usual: Preprocessing = Preprocessing(),
+    usual: Preprocessing = IMAGENET,
     precision: Precision = "float32",
     device: str = "cpu",
 ) -> Teacher:

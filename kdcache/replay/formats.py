@@ -27,9 +27,7 @@ class TargetFormat:
         Raises:
             UsageError: the encoding does not serve this temperature.
         """
-        return self.encoding.decode(
-            fields, num_classes=self.num_classes, temperature=temperature
-        )
+        return self.encoding.decode(fields, num_classes=self.num_classes, temperature=temperature)
 
     def check_temperature(self, temperature: float) -> None:
         """Check that targets can be read at a temperature.

@@ -1,4 +1,4 @@
-"""What a teacher is, how good and how fast here, and whether a recipe shows it what it was made for.
+"""What a teacher is, how good and fast it is here, and where a recipe shows it other images.
 
 Accuracy is of the central crop, once as the teacher's source evaluates it and, where they differ,
 once as the recipe shows views to it: what lies between is what the disagreement costs.
@@ -95,7 +95,9 @@ def own_view(teacher: Teacher) -> Recipe:
     """Return the central view that a teacher's source evaluates it on, as far as it says."""
     inputs = teacher.inputs
     size = inputs.size or USUAL_SIZE
-    return _centre(size, inputs.crop or USUAL_CROP, RESIZES.get(inputs.interpolation or "", "torch"))
+    return _centre(
+        size, inputs.crop or USUAL_CROP, RESIZES.get(inputs.interpolation or "", "torch")
+    )
 
 
 def _central(recipe: Recipe) -> Recipe:
@@ -197,13 +199,15 @@ def class_warnings(teacher: Teacher, dataset: Dataset, num_classes: int) -> Iter
             "is not measured; map its classes with --labels, or name --teacher-classes"
         )
     elif ours is not None and teacher.classes is not None and len(teacher.classes) == len(ours):
-        other = [n for n, pair in enumerate(zip(ours, teacher.classes, strict=True)) if _differ(*pair)]
+        other = [
+            n for n, pair in enumerate(zip(ours, teacher.classes, strict=True)) if _differ(*pair)
+        ]
         if other:
             number = other[0]
             yield (
-                f"{name}: {len(other)} of {len(ours)} classes have other names than the dataset's; "
-                f"class {number} is {teacher.classes[number]!r} there, {ours[number]!r} here; where "
-                "the order differs, map it with --labels"
+                f"{name}: {len(other)} of {len(ours)} classes have other names in the dataset; "
+                f"class {number} is {teacher.classes[number]!r} there, {ours[number]!r} here; "
+                "where the order differs, map it with --labels"
             )
 
 

@@ -11,27 +11,25 @@ What `learn` names, after the paper (Beyer et al. 2022, arXiv:2106.05237, sectio
     labels              fresh views with their labels, no teacher
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from kdcache.cache.store import Cache, is_cache, open_cache
+from kdcache.cache.store import Cache
 from kdcache.data.blocks import dataset_source
-from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.models.specs import build_network
-from kdcache.models.weights import load_matching
 from kdcache.models.teacher import Preprocessing
-from kdcache.precompute.prepare import describe_cache, prepare_cache
+from kdcache.models.weights import load_matching
 from kdcache.precompute.span import Job
 from kdcache.processes import StopRequest
 from kdcache.recipe.schema import Recipe
+from kdcache.replay.formats import JoinedFormat
 from kdcache.replay.open import (
     fixed_stream,
     fresh_stream,
@@ -39,9 +37,7 @@ from kdcache.replay.open import (
     label_stream,
     replay_stream,
 )
-from kdcache.replay.formats import JoinedFormat
 from kdcache.replay.stream import ReplayStream, StreamOptions
-from kdcache.replay.targets import Targets, join_targets
 from kdcache.student.config import TrainConfig, usual_lanes
 from kdcache.student.folder import read_config
 from kdcache.student.objective import Objective
@@ -49,8 +45,6 @@ from kdcache.student.run import Run
 from kdcache.student.sources import Opened, Sources, open_sources, open_val_targets
 from kdcache.student.supply import Supplier
 from kdcache.student.world import World, alone_on
-from kdcache.targets.combine import Average
-from kdcache.targets.labels import LabelMap
 
 TEACHER_BATCH = 256  # as precompute's
 

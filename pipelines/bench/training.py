@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 
-from kdcache.models.specs import build_network
 from kdcache.models.ensemble import TeacherSpec
+from kdcache.models.specs import build_network
 from kdcache.recipe.schema import Recipe
 from kdcache.student.config import TrainConfig, make_config
 from kdcache.student.loop import build_student, make_state

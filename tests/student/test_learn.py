@@ -17,8 +17,8 @@ from kdcache.cache.layout import Span
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import DataError, IncompleteError, KdcacheError, MismatchError, UsageError
-from kdcache.models.specs import build_network
 from kdcache.models.ensemble import TeacherSpec
+from kdcache.models.specs import build_network
 from kdcache.processes import Stopped
 from kdcache.replay.open import fresh_stream
 from kdcache.replay.stream import StreamOptions
