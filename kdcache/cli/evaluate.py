@@ -53,7 +53,7 @@ def evaluate(
     from kdcache.cache.store import open_cache
     from kdcache.data.document import load_dataset
     from kdcache.errors import MismatchError
-    from kdcache.models.specs import open_device
+    from kdcache.models.running import open_device
     from kdcache.replay.open import replay_stream
     from kdcache.replay.stream import StreamOptions
     from kdcache.student.classes import write_classes

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kdcache.errors import UsageError
 from kdcache.identity import digest
-from kdcache.models.specs import build_network, load_weights, open_device, run_network
+from kdcache.models.running import open_device, run_network
+from kdcache.models.specs import build_network
+from kdcache.models.weights import load_weights
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Triple = tuple[float, float, float]

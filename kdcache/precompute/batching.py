@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from kdcache.models.specs import NoMemoryError
+from kdcache.models.running import NoMemoryError
 from kdcache.models.teacher import Teacher
 
 LEAST, MOST = 16, 4096

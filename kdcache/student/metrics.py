@@ -22,7 +22,7 @@ from torchmetrics.aggregation import MaxMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import run_network
+from kdcache.models.running import run_network
 from kdcache.models.teacher import Preprocessing
 from kdcache.replay.batch import Batch
 from kdcache.replay.stream import ReplayStream

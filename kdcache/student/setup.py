@@ -25,8 +25,9 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
-from kdcache.models.specs import build_network, load_matching
+from kdcache.models.specs import build_network
 from kdcache.models.teacher import Preprocessing, Teacher, TeacherSpec
+from kdcache.models.weights import load_matching
 from kdcache.precompute.prepare import describe_cache, prepare_cache
 from kdcache.precompute.span import Job
 from kdcache.processes import StopRequest

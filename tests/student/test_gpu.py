@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from kdcache.data.dataset import Dataset
-from kdcache.models.specs import NoMemoryError
+from kdcache.models.running import NoMemoryError
 from kdcache.models.teacher import TeacherSpec
 from kdcache.student.config import OptimizerName
 from kdcache.student.loop import train
