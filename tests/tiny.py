@@ -190,10 +190,13 @@ def make_job(
     encoding: str | None = "topk:3",
     batch_size: int = 5,
     skip_bad: bool = False,
+    other_classes: bool = False,
 ) -> Job:
     """Return the job that fills the cache at path, which is created or opened."""
     teacher = make_teacher() if teacher is None else teacher
-    info = describe_cache(dataset, recipe, teacher=teacher, encoding=encoding)
+    info = describe_cache(
+        dataset, recipe, teacher=teacher, encoding=encoding, other_classes=other_classes
+    )
     cache = prepare_cache(path, info, dataset=dataset, num_views=num_views, span_views=span_views)
     return Job(dataset_source(dataset, recipe), teacher, cache, batch_size, skip_bad)
 

@@ -11,7 +11,7 @@ from kdcache.errors import UsageError
 if TYPE_CHECKING:
     from kdcache.cache.store import Cache
     from kdcache.models.ensemble import TeacherSpec
-    from kdcache.models.teacher import Triple
+    from kdcache.models.source import Triple
 
 PANEL = "Teacher"
 IMAGENET_MEAN = "0.485,0.456,0.406"

@@ -1,218 +1,151 @@
-"""Names to networks: "torchvision:resnet50" or "package.module:factory".
+"""Names to networks: "SOURCE:NAME", and "@WEIGHTS" after it.
 
-A factory is the user's own code and runs as such; it is imported from the current folder too.
-Nothing read from a cache is ever given to this module.
+    torchvision:resnet50@IMAGENET1K_V2     an entry of the model's weights, or DEFAULT
+    torchvision:resnet50@FILE              weights of a file
+    timm:resnet50.a1_in1k                  a tag, whose weights come from the hub
+    timm:resnet50@FILE
+    hf:FOLDER                              an image classifier that save_pretrained wrote
+    hf:OWNER/NAME@REVISION                 one of the hub; the revision may be left out
+    pt2:FILE, onnx:FILE                    programs, which hold their network
+    package.module:factory@FILE            your own code
+
+The same names stand for students, which start with fresh weights. Nothing read from a cache is ever
+given to this module.
 """
 
 import difflib
-import importlib
-import inspect
-import pickle
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch import nn
 
-from kdcache.data.workers import worker_died
 from kdcache.errors import UsageError
-from kdcache.processes import peer_died
+from kdcache.models.from_factory import make_by_factory, open_factory
+from kdcache.models.from_hf import make_hf, open_hf
+from kdcache.models.from_timm import make_timm, open_timm
+from kdcache.models.from_torchvision import make_torchvision, open_torchvision
+from kdcache.models.source import Model
+
+SOURCES = ("torchvision", "timm", "hf", "pt2", "onnx")
+PROGRAMS = ("pt2", "onnx")
+EXPECTED = (
+    "expected torchvision:NAME, timm:NAME, hf:FOLDER, pt2:FILE, onnx:FILE or package.module:factory"
+)
 
 
-class NoMemoryError(UsageError):
-    """A network does not fit into memory with that many images."""
+@dataclass(frozen=True)
+class Spec:
+    """A name in its parts. source: one of SOURCES, or a Python module. weights: after "@"."""
+
+    source: str
+    name: str
+    weights: str | None = None
 
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
+def parse_spec(text: str) -> Spec:
+    """Return a name in its parts.
 
-
-def open_device(name: str) -> torch.device:
-    """Return a device that is there; "auto" is the first GPU, or the CPU without one.
+    Names of folders and files may hold "@": an existing folder of hf: is taken whole, then its
+    last "@" divides; pt2: and onnx: name nothing but a file.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: the text is no such name.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.zeros(1, device=torch.device(name)).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r}: {str(error).splitlines()[0]}") from error
-    if device.type == "meta":
-        raise UsageError("device 'meta': computes nothing; name cpu or cuda")
-    return device
+    source, colon, rest = text.partition(":")
+    if not colon or not source or not rest:
+        near = difflib.get_close_matches(text, SOURCES, n=1)
+        hint = f"; did you mean {near[0]}:…?" if near else ""
+        raise UsageError(f"model {text!r}: {EXPECTED}{hint}")
+    if source in PROGRAMS or (source == "hf" and Path(rest).is_dir()):
+        return Spec(source, rest)
+    name, at, weights = rest.rpartition("@") if source == "hf" else rest.partition("@")
+    if not at:
+        return Spec(source, rest)
+    if not name or not weights:
+        raise UsageError(f"model {text!r}: expected a name before '@', and weights after it")
+    return Spec(source, name, weights)
 
 
-def build_network(spec: str, *, num_classes: int | None) -> nn.Module:
-    """Return the network that a spec names, with fresh weights.
+def open_model(text: str, weights: Path | None = None, *, num_classes: int | None = None) -> Model:
+    """Return the model that a spec names, with its weights and what is known of both.
+
+    weights: a file, the same as "@FILE". num_classes: given to the network where its weights are a
+    file's or none; what comes with classes of its own keeps them.
+
+    Raises:
+        UsageError: the spec or the weights do not serve; says what does.
+    """
+    spec = parse_spec(text)
+    if weights is not None and spec.weights is not None:
+        raise UsageError(
+            f"model {text!r}: names weights, and --weights {weights} names others; leave one out"
+        )
+    if weights is not None and spec.source in PROGRAMS:
+        raise UsageError(f"model {text!r}: holds its own weights; leave --weights out")
+    if spec.source == "pt2":
+        from kdcache.models.from_pt2 import open_pt2
+
+        return open_pt2(Path(spec.name))
+    if spec.source == "onnx":
+        from kdcache.models.from_onnx import open_onnx
+
+        return open_onnx(Path(spec.name))
+    named = spec.weights if weights is None else weights
+    if spec.source == "torchvision":
+        return open_torchvision(spec.name, named, num_classes=num_classes)
+    if spec.source == "hf":
+        return open_hf(spec.name, named, num_classes=num_classes)
+    file = None if named is None else Path(named)
+    if spec.source == "timm":
+        return open_timm(spec.name, file, num_classes=num_classes)
+    hint = _hint(spec.source)
+    return open_factory(spec.source, spec.name, file, num_classes=num_classes, hint=hint)
+
+
+def build_network(text: str, *, num_classes: int | None) -> nn.Module:
+    """Return the network that a spec names, with fresh weights, as a student has.
 
     num_classes: given to the model or factory where it takes it; None leaves its own default.
 
     Raises:
-        UsageError: the spec names nothing, or its factory fails.
+        UsageError: the spec names nothing, or its factory fails, or it is a program.
     """
-    source, colon, name = spec.partition(":")
-    if not colon or not source or not name:
-        raise UsageError(f"model {spec!r}: expected torchvision:NAME or package.module:factory")
-    options = {} if num_classes is None else {"num_classes": num_classes}
-    if source == "torchvision":
-        return _torchvision(name, options)
-    return _call(_factory(spec, source, name), options, spec)
-
-
-def _torchvision(name: str, options: dict[str, int]) -> nn.Module:
-    from torchvision.models import get_model, list_models
-
-    known = list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=8)
+    spec = parse_spec(text)
+    if spec.source in PROGRAMS:
         raise UsageError(
-            f"torchvision has no model {name!r}; near it: {', '.join(near or known[:8])}"
+            f"model {text!r}: is a fixed program; a student needs a network that can be trained: "
+            "torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory"
         )
-    quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    network: nn.Module = get_model(name, weights=None, **options, **quiet)
-    return network
-
-
-def _factory(spec: str, module: str, name: str) -> Callable[..., Any]:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (Exception, SystemExit) as error:  # the module is the user's own code
-        raise UsageError(f"model {spec!r}: cannot import {module}: {error!r}") from error
-    if not callable(found):
-        raise UsageError(f"model {spec!r}: {module} has no factory named {name}")
-    factory: Callable[..., Any] = found
-    return factory
-
-
-def _call(factory: Callable[..., Any], options: dict[str, int], spec: str) -> nn.Module:
-    try:
-        parameters = inspect.signature(factory).parameters
-        takes = "num_classes" in parameters or any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-        )
-        network = factory(**options) if takes else factory()
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"model {spec!r}: its factory failed: {error!r}") from error
-    if not isinstance(network, nn.Module):
+    if spec.weights is not None:
         raise UsageError(
-            f"model {spec!r}: its factory gave {type(network)}, expected a torch Module"
+            f"model {text!r}: names weights, but a student starts with fresh ones; leave out "
+            f"'@{spec.weights}', and give first weights with --init"
         )
-    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
-        raise UsageError(f"model {spec!r}: has lazy layers; run it once in its factory")
-    return network
+    if spec.source == "torchvision":
+        return make_torchvision(spec.name, num_classes=num_classes)
+    if spec.source == "timm":
+        return make_timm(spec.name, num_classes=num_classes)
+    if spec.source == "hf":
+        return make_hf(spec.name, num_classes=num_classes)
+    hint = _hint(spec.source)
+    return make_by_factory(spec.source, spec.name, num_classes=num_classes, hint=hint)
 
 
-def run_network(
-    network: nn.Module, images_N3HW: Tensor, *, name: str, num_classes: int | None
-) -> Tensor:
-    """Return a network's logits (N, C) of normalised images.
-
-    num_classes: what C must be; None takes any.
+def absolute_spec(text: str) -> str:
+    """Return a spec that means the same in another folder.
 
     Raises:
-        NoMemoryError: the device's memory does not hold so many images.
-        UsageError: the network fails, or gives something else than floating logits.
+        UsageError: the text is no spec.
     """
-    count = len(images_N3HW)
-    try:
-        logits_NC = network(images_N3HW)
-    except torch.OutOfMemoryError as error:
-        raise NoMemoryError(
-            f"{name}: out of memory on {count} images; lower --batch-size"
-        ) from error
-    except (Exception, SystemExit) as error:  # the network is the user's own code
-        if worker_died(error) or peer_died(error):
-            raise
-        tall, wide = images_N3HW.shape[2:]
-        raise UsageError(
-            f"{name}: fails on {tall} x {wide} pixels, the recipe's size, {count} images at once: "
-            f"{error!r}"
-        ) from error
-    found = type(logits_NC).__name__
-    if isinstance(logits_NC, Tensor):
-        kind = "" if logits_NC.is_floating_point() else f"{logits_NC.dtype} "
-        found = f"{kind}{tuple(logits_NC.shape)}"
-        fits = logits_NC.ndim == 2 and num_classes in (None, logits_NC.shape[1])
-        if fits and not kind and len(logits_NC) == count:
-            return logits_NC
-    classes = "classes" if num_classes is None else f"{num_classes} classes"
-    raise UsageError(
-        f"{name}: gave {found} for {count} images, expected a tensor of logits (images, {classes})"
-    )
+    spec = parse_spec(text)
+    if spec.source in PROGRAMS or (spec.source == "hf" and Path(spec.name).is_dir()):
+        return f"{spec.source}:{Path(spec.name).absolute()}"
+    if spec.source != "hf" and spec.weights is not None and Path(spec.weights).exists():
+        return f"{spec.source}:{spec.name}@{Path(spec.weights).absolute()}"
+    return text
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file, or a PyTorch file without code, into a network.
-
-    Raises:
-        UsageError: the file is missing, holds more than tensors, or does not fit the network.
-    """
-    state = _read_weights(path)
-    if problems := _misfits(state, network.state_dict()):
-        raise UsageError(
-            f"{path}: weights do not fit the model; {problems}; name the model that they are of, "
-            "or, for a teacher of other classes, its --teacher-classes"
-        )
-    network.load_state_dict(state)
-
-
-def load_matching(network: nn.Module, path: Path) -> str:
-    """Load what fits of a weights file into a network; return what does not, "" if all fits.
-
-    Raises:
-        UsageError: the file is missing, holds more than tensors, or nothing of it fits.
-    """
-    state, expected = _read_weights(path), network.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in state.items()
-        if name in expected and expected[name].shape == tensor.shape
-    }
-    problems = _misfits(state, expected)
-    if not fitting:
-        raise UsageError(f"{path}: nothing fits the model; {problems}")
-    network.load_state_dict(fitting, strict=False)
-    return problems
-
-
-def _misfits(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    absent, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    return "; ".join(
-        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("missing", absent), ("unknown", extra), ("shaped otherwise", shapes))
-        if names
-    )
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such weights file") from None
-    except pickle.UnpicklingError:
-        raise UsageError(
-            f"{path}: holds more than tensors, and loading it could run code; save its state_dict "
-            "as safetensors"
-        ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UsageError(f"{path}: not a readable weights file: {error}") from error
-    if isinstance(state, dict):
-        state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
-        if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-            return {name.removeprefix("module."): value for name, value in state.items()}
-    raise UsageError(f"{path}: expected a state_dict of tensors")
+def _hint(module: str) -> str:
+    """Return the end of a message on a module that is not there, if a source is spelt like it."""
+    near = difflib.get_close_matches(module.lower(), SOURCES, n=1)
+    return f"; did you mean {near[0]}:…?" if near else ""

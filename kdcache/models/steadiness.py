@@ -55,7 +55,7 @@ def measure_steadiness(teacher: Teacher, size: int) -> Steadiness:
     shape = (PROBED, 3, size, size)
     pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     first, again = _log_probs(teacher, pixels), _log_probs(teacher, pixels)
-    alone = torch.cat([_log_probs(teacher, image) for image in pixels.split(1)])
+    alone = torch.cat([_log_probs(teacher, image) for image in torch.split(pixels, 1)])
     return Steadiness(_difference(first, again), _difference(first, alone))
 
 

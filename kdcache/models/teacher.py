@@ -2,10 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -77,7 +75,7 @@ class Teacher:
     inputs: Inputs = UNKNOWN
     classes: tuple[str, ...] | None = None
     licence: str | None = None
-    parts: Mapping[str, Any] = MappingProxyType({})
+    parts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -168,10 +166,14 @@ def load_teacher(
     takes what the source says or, where it says nothing, the usual.
 
     Raises:
-        UsageError: the spec or the weights do not serve, or the device is not there.
+        UsageError: the spec or the weights do not serve, there are none, or the device is not there.
     """
     model = open_model(spec, weights, num_classes=num_classes)
     name = f"teacher {model.name}"
+    if not model.trained:
+        raise UsageError(
+            f"{name}: without weights it knows nothing; give a weights file, as {model.name}@FILE"
+        )
     warnings = [f"{name}: {sentence}" for sentence in settle(model.network, name)]
     said = Preprocessing(model.inputs.mean or usual.mean, model.inputs.std or usual.std)
     if preprocessing is not None and model.takes == "pixels":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdcache.cache.layout import Span
 from kdcache.errors import UsageError
-from kdcache.models.specs import NoMemoryError
+from kdcache.models.running import NoMemoryError
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.render import SpanBlock
 from kdcache.targets.encoding import Encoding, to_arrays

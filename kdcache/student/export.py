@@ -4,12 +4,9 @@ A file is kept only once it was read again from the disk and gave the network's 
 """
 
 import json
-import logging
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from importlib import import_module
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +17,8 @@ from torch.export import Dim, ExportedProgram
 from kdcache import __version__
 from kdcache.errors import UsageError
 from kdcache.files import write_whole
-from kdcache.models.specs import run_network
+from kdcache.models.libraries import first_line, quiet
+from kdcache.models.running import logits_of, run_network
 from kdcache.models.teacher import Preprocessing
 from kdcache.student.agreement import Agreement, compare, seeded_batches
 from kdcache.student.trained import NOTES, Trained
@@ -33,23 +31,34 @@ ONNX_BYTES = 2**31  # what protobuf holds in a file
 Program = Callable[[Tensor], Tensor]
 
 
-class _FromPixels(nn.Module):
+class _ToLogits(nn.Module):
+    """A network whose output is its logits alone, whatever else it gives."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        logits_NC = logits_of(self.network(images_N3HW))
+        assert logits_NC is not None  # it was run before
+        return logits_NC
+
+
+class _FromPixels(_ToLogits):
     """A network behind its normalisation, in the arithmetic of Preprocessing."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__()
+        super().__init__(network)
         mean_311 = torch.tensor(preprocessing.mean).view(3, 1, 1)
         std_311 = torch.tensor(preprocessing.std).view(3, 1, 1)
-        self.network = network
         self.register_buffer("scale", 1 / (255 * std_311))
         self.register_buffer("shift", mean_311 / std_311)
 
     def forward(self, pixels_N3HW: Tensor) -> Tensor:
-        logits_NC: Tensor = self.network(pixels_N3HW.float() * self.scale - self.shift)
-        return logits_NC
+        return super().forward(pixels_N3HW.float() * self.scale - self.shift)
 
 
 @torch.no_grad()
@@ -71,7 +80,7 @@ def export_student(
     if out.suffix == ".onnx":
         _check_onnx(student.network)
     agreements: list[Agreement] = []
-    with _silence():
+    with quiet():
         batches = seeded_batches(student.size)
         expected_NC = _steady_logits(student, batches)
         program = _trace(student, pixels=pixels)
@@ -160,16 +169,16 @@ def _steady_logits(student: Trained, batches: list[Tensor]) -> Tensor:
 
 
 def _trace(student: Trained, *, pixels: bool) -> ExportedProgram:
-    network, dtype = student.network, torch.float32
+    network, dtype = _ToLogits(student.network), torch.float32
     if pixels:
-        network, dtype = _FromPixels(network, student.preprocessing), torch.uint8
+        network, dtype = _FromPixels(student.network, student.preprocessing), torch.uint8
     example = torch.zeros(_TRACED, 3, student.size, student.size, dtype=dtype)
     shapes = ({0: Dim("batch", min=1)},)
     try:
         program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the network is the user's own code
         raise UsageError(
-            f"student {student.spec}: torch cannot export it: {_first_line(error)}; let no Python "
+            f"student {student.spec}: torch cannot export it: {first_line(error)}; let no Python "
             "`if` or loop of its forward depend on pixels or on the number of images"
         ) from error
     for node in program.graph.nodes:
@@ -198,8 +207,7 @@ def _encode(program: ExportedProgram, out: Path, *, student: Trained, takes: str
         return bytes(converted.model_proto.SerializeToString())
     except Exception as error:  # both have many kinds
         raise UsageError(
-            f"{out}: torch cannot write this network as {out.suffix}: {_first_line(error)}; "
-            f"{_OTHER}"
+            f"{out}: torch cannot write this network as {out.suffix}: {first_line(error)}; {_OTHER}"
         ) from error
 
 
@@ -226,7 +234,7 @@ def _run(path: Path, batches: list[Tensor], *, out: Path) -> Tensor:
         program = _open_onnx(path) if out.suffix == ".onnx" else _open_pt2(path)
         return torch.cat([program(batch) for batch in batches])
     except Exception as error:  # each library has its own
-        raise UsageError(f"{out}: the file does not run: {_first_line(error)}; {_OTHER}") from error
+        raise UsageError(f"{out}: the file does not run: {first_line(error)}; {_OTHER}") from error
 
 
 def _open_pt2(path: Path) -> Program:
@@ -243,23 +251,3 @@ def _open_onnx(path: Path) -> Program:
     session = InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep torch's progress, graphs and logs to itself; errors say what matters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first sentence of an error's first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    plain = re.sub(r"\x1b\[\d*m", "", str(error)).strip()
-    return (plain.splitlines() or [type(error).__name__])[0].split(" For more information")[0]

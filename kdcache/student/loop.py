@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kdcache.errors import MismatchError, UsageError
 from kdcache.files import alone
 from kdcache.identity import digest
-from kdcache.models.specs import run_network
+from kdcache.models.running import run_network
 from kdcache.processes import Stopped, noting_stops
 from kdcache.replay.batch import Batch
 from kdcache.student.checkpoint import Counts, RunState, checkpoints, start_afresh

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.identity import content_digest
-from kdcache.models.specs import NoMemoryError, run_network
+from kdcache.models.running import NoMemoryError, run_network
 from kdcache.replay.batch import Batch
 from kdcache.student.checkpoint import RunState
 from kdcache.student.run import Run

@@ -1,10 +1,12 @@
 """A trained student, from its weights and what is known of them.
 
-A weights file may come from anybody, and the spec in it is text: torchvision's networks are looked
-up by it, code of one's own is imported only when the user names it.
+A weights file may come from anybody, and the spec in it is text: networks of torchvision and timm
+are looked up by it; code of one's own is imported, and a folder or hub read, only when the user
+names it.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kdcache.errors import CorruptError, UsageError
-from kdcache.models.specs import build_network, load_weights
-from kdcache.models.teacher import Preprocessing, Triple
+from kdcache.models.source import Triple
+from kdcache.models.specs import build_network
+from kdcache.models.teacher import Preprocessing
+from kdcache.models.weights import load_weights
 from kdcache.student.folder import WEIGHTS
 
 NOTES = "kdcache"  # the name of what is known, in the files written
@@ -25,10 +29,16 @@ Classes = Annotated[int, Field(ge=2, le=2**20)]
 Size = Annotated[int, Field(ge=1, le=2**14)]
 
 
+_SPEC = r"[\w.-]+:\w+|timm:[\w.-]+|hf:.+"
+_LOOKED_UP = r"torchvision:\w+|timm:[\w.-]+"  # without code, folder or hub
+
+
 def _checked_spec(spec: str) -> str:
-    """Return a spec that may stand in messages, and in a command that somebody copies."""
-    if not re.fullmatch(r"[\w.-]+:\w+", spec):
-        raise ValueError("expected torchvision:NAME or package.module:factory")
+    """Return a spec that may stand in messages, and, quoted, in a command that somebody copies."""
+    if not re.fullmatch(_SPEC, spec) or not spec.isprintable():
+        raise ValueError(
+            "expected torchvision:NAME, timm:NAME, hf:FOLDER or package.module:factory"
+        )
     return spec
 
 
@@ -102,10 +112,12 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         if None not in (ours, theirs) and ours != theirs:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{weights}: trained with {option} {theirs}, not {ours}; leave it out")
-    if given.student is None and not (noted.student or "torchvision:").startswith("torchvision:"):
+    if given.student is None and noted.student and not re.fullmatch(_LOOKED_UP, noted.student):
+        read = noted.student.startswith("hf:")
+        made, used = ("described by", "is read") if read else ("made by code,", "runs")
         raise UsageError(
-            f"{weights}: its network is made by code, {noted.student}, which runs only when you "
-            f"name it; repeat the command with --student {noted.student}"
+            f"{weights}: its network is {made} {noted.student}, which {used} only when you name "
+            f"it; repeat the command with --student {shlex.quote(noted.student)}"
         )
     known: dict[str, Any] = {}
     for facts in (fallback or Facts(), noted, given):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import open_device
+from kdcache.models.running import open_device
 from kdcache.processes import peer_died
 
 

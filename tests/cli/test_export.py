@@ -81,7 +81,7 @@ def moved(num_classes: int) -> torch.nn.Module:
         (["--student", STUDENT, "--mean", "1,1,1"], "trained with --mean"),
         (["--student", STUDENT, "--std", "x"], "--std 'x'"),
         (["--student", STUDENT, "--size", "0"], "size: Input should be greater"),
-        (["--student", "resnet18"], "expected torchvision:NAME or package.module:factory"),
+        (["--student", "resnet18"], "expected torchvision:NAME, timm:NAME"),
     ],
 )
 def test_export_names_what_is_wrong(

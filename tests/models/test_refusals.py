@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import build_network, open_device
+from kdcache.models.running import open_device
+from kdcache.models.specs import build_network
 from kdcache.models.teacher import Preprocessing
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import build_network, load_weights
+from kdcache.models.specs import build_network
+from kdcache.models.weights import load_weights
 
 
 def make_net(num_classes: int = 3) -> nn.Module:
@@ -96,7 +97,9 @@ def test_torchvision_models_have_the_classes_asked_for() -> None:
 
 @pytest.mark.parametrize("text", ["", "resnet18", ":resnet18", "torchvision:", "a:", ":"])
 def test_text_that_is_no_spec_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"expected torchvision:NAME or package\.module:factory"):
+    with pytest.raises(
+        UsageError, match=r"expected torchvision:NAME, timm:NAME, .* or package\.module:factory"
+    ):
         build_network(text, num_classes=None)
 
 

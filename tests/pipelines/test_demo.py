@@ -10,7 +10,8 @@ import typer
 from kdcache.cache.audit import check_objects
 from kdcache.cache.store import open_cache
 from kdcache.data.document import load_dataset
-from kdcache.models.specs import build_network, load_weights
+from kdcache.models.specs import build_network
+from kdcache.models.weights import load_weights
 from pipelines import demo, demo_table
 from pipelines.demo import ARMS, Demo
 from pipelines.demo_table import rows, verdicts

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.ensemble import TeacherSpec
-from kdcache.models.specs import NoMemoryError
+from kdcache.models.running import NoMemoryError
 from kdcache.student.config import OptimizerName
 from kdcache.student.loop import train
 from kdcache.student.sources import Sources

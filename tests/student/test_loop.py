@@ -15,8 +15,9 @@ from safetensors import safe_open
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError, MismatchError, UsageError
-from kdcache.models.specs import build_network, load_weights
+from kdcache.models.specs import build_network
 from kdcache.models.teacher import Preprocessing
+from kdcache.models.weights import load_weights
 from kdcache.replay.open import replay_stream
 from kdcache.replay.stream import StreamOptions
 from kdcache.student.checkpoint import CHECKPOINTS, METRICS, checkpoints

@@ -149,7 +149,7 @@ def test_a_deviation_of_zero_is_no_normalisation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"student": "resnet18"}, "student: .*expected torchvision:NAME or package.module:factory"),
+        ({"student": "resnet18"}, "student: .*expected torchvision:NAME, timm:NAME"),
         ({"size": 0}, "size: Input should be greater than"),
         ({"num_classes": 1}, "num_classes: Input should be greater than"),
         ({"mean": (0.0, float("nan"), 0.0)}, "mean.1: Input should be a finite number"),

@@ -1,0 +1,296 @@
+"""Models of "hf:": image classifiers of transformers, from a folder or from a hub's repository.
+
+Both hold config.json, model.safetensors, and perhaps preprocessor_config.json and README.md. They
+are data: code that comes with them is never run, and a config that asks for it is refused.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from kdcache.errors import UsageError
+from kdcache.identity import digest
+from kdcache.models.hf_inputs import inputs_of
+from kdcache.models.hub import Repository, fetch, fetch_if_any
+from kdcache.models.libraries import first_line, need, quiet
+from kdcache.models.source import Inputs, Model
+from kdcache.models.weights import load_weights, shortened
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_IMAGES, _CARD = "preprocessor_config.json", "README.md"
+_VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+_ATTENTION = "attn_implementation", "_attn_implementation"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder with a model's files. spec: as asked for. repository: of the hub, if it is one."""
+
+    folder: Path
+    spec: str
+    name: str
+    repository: Repository | None = None
+
+    def file(self, name: str) -> Path | None:
+        """Return a file, None if there is none."""
+        if self.repository is not None:
+            return fetch_if_any(self.repository, name)
+        path = self.folder / name
+        return path if path.exists() else None
+
+
+def open_hf(name: str, weights: str | Path | None, *, num_classes: int | None) -> Model:
+    """Return an image classifier of transformers, with its weights.
+
+    name: of a folder, which wins, or of a repository of the hub. weights: for a folder, another
+    file than the one in it; for a repository, the revision, as text. num_classes: of the network,
+    where the weights are of another file.
+
+    Raises:
+        UsageError: transformers is not installed, or there is no such model, or not all of it.
+    """
+    place = _find(name, weights)
+    config = _read_config(place)
+    if place.repository is None and weights is not None:
+        network = _fresh(place, num_classes)
+        load_weights(network, Path(weights))
+    else:
+        network = _load(place)
+    return Model(
+        network,
+        place.name,
+        trained=True,
+        inputs=_inputs(place, config),
+        graph=_graph(place, config),
+        classes=_classes(network),
+        licence=_licence(place),
+    )
+
+
+def make_hf(name: str, *, num_classes: int | None) -> nn.Module:
+    """Return the network that a folder's or a repository's config.json describes, fresh weights.
+
+    Raises:
+        UsageError: transformers is not installed, or makes no image classifier of this.
+    """
+    place = _find(name, None)
+    _read_config(place)
+    return _fresh(place, num_classes)
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+def _find(name: str, weights: str | Path | None) -> _Place:
+    spec = f"hf:{name}"
+    need("transformers", extra="hf", spec=spec)
+    folder = Path(name)
+    if folder.is_dir():
+        return _Place(folder, spec, f"hf:{folder.resolve().name}")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise UsageError(f"{spec}: no such folder, and no name of the hub, which is OWNER/NAME")
+    if isinstance(weights, Path):
+        raise UsageError(
+            f"{spec}: a repository of the hub has its own weights; leave --weights out, or give a "
+            "folder"
+        )
+    repository = Repository(
+        name,
+        weights,
+        spec if weights is None else f"{spec}@{weights}",
+        f"run hf download {name} on a machine with a network, and give its folder as hf:FOLDER "
+        f"(there is no folder {name} here)",
+    )
+    folder = fetch(repository, _CONFIG).parent
+    pinned = replace(repository, revision=folder.name)  # the cache calls it by its commit
+    return _Place(folder, repository.spec, spec, pinned)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected an object of JSON, found {type(value).__name__}")
+    return value
+
+
+def _read_config(place: _Place) -> dict[str, Any]:
+    """Return config.json, which asks for no code but transformers' own."""
+    path = place.file(_CONFIG)
+    if path is None:
+        raise UsageError(f"{place.folder}: has no {_CONFIG}; give the folder of save_pretrained")
+    config = _read_json(path)
+    for part in _parts(config):
+        if "auto_map" in part:
+            raise UsageError(
+                f"{place.spec}: its {_CONFIG} asks for code that comes with it (auto_map), which "
+                "is not run; read that code, and call it from a factory of your own"
+            )
+        for key in _ATTENTION:
+            if part.get(key) not in (None, "eager", "sdpa"):
+                raise UsageError(
+                    f"{place.spec}: its {_CONFIG} asks for the attention {part[key]!r}, which is "
+                    "code from elsewhere; take that entry out"
+                )
+    if (place.folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{place.spec}: holds an adapter of another model; merge the two, and save the whole"
+        )
+    return config
+
+
+def _parts(value: object) -> Iterator[Mapping[str, Any]]:
+    """Return all objects of JSON in a value, itself included."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
+
+
+def _fetch_weights(place: _Place) -> None:
+    """Have the weights in the folder."""
+    if place.repository is None:
+        return
+    if fetch_if_any(place.repository, _WEIGHTS) is not None:
+        return
+    index = fetch_if_any(place.repository, _INDEX)
+    if index is None:
+        raise UsageError(
+            f"{place.spec}: has no {_WEIGHTS} on the hub, and other files may hold code; download "
+            "it, save it anew with save_pretrained, and give the folder as hf:FOLDER"
+        )
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and name.endswith(".safetensors") for name in shards.values()
+    ):
+        raise UsageError(f"{index}: names other files than .safetensors")
+    for name in sorted(set(shards.values())):
+        fetch(place.repository, name)
+
+
+# --- networks ------------------------------------------------------------------------------
+
+
+def _load(place: _Place) -> nn.Module:
+    _fetch_weights(place)
+    transformers = need("transformers", extra="hf", spec=place.spec)
+    auto = transformers.AutoModelForImageClassification
+    try:
+        with quiet():
+            network, report = auto.from_pretrained(
+                str(place.folder),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=None if place.repository is None else True,
+                output_loading_info=True,
+                **_float32(transformers),
+            )
+    except Exception as error:  # its errors are of many kinds
+        _refuse(place, error)
+    wrong = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+    if wrong or report["error_msgs"]:
+        reason = f"weights are missing or do not fit: {shortened(sorted(wrong))}"
+        if not wrong:
+            reason = str(report["error_msgs"][0]).splitlines()[0]
+        raise UsageError(
+            f"{place.spec}: {reason}; they would be random; give an image classifier with all of "
+            "its weights"
+        )
+    checked: nn.Module = network
+    return checked
+
+
+def _fresh(place: _Place, num_classes: int | None) -> nn.Module:
+    transformers = need("transformers", extra="hf", spec=place.spec)
+    options = {} if num_classes is None else {"num_labels": num_classes}
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                str(place.folder), local_files_only=True, trust_remote_code=False, **options
+            )
+            network: nn.Module = transformers.AutoModelForImageClassification.from_config(
+                config, trust_remote_code=False, **_float32(transformers)
+            )
+    except Exception as error:
+        _refuse(place, error)
+    return network
+
+
+def _float32(transformers: Any) -> dict[str, Any]:
+    """Return the option that has weights of any kind as float32, by the library's version."""
+    import torch
+
+    new = int(transformers.__version__.partition(".")[0]) >= 5
+    return {"dtype" if new else "torch_dtype": torch.float32}
+
+
+def _refuse(place: _Place, error: Exception) -> NoReturn:
+    raise UsageError(
+        f"{place.spec}: transformers makes no image classifier of it: {first_line(error)}"
+    ) from error
+
+
+# --- what is known -------------------------------------------------------------------------
+
+
+def _inputs(place: _Place, config: Mapping[str, Any]) -> Inputs:
+    timm = config.get("pretrained_cfg")  # timm's models on the hub say it there
+    if isinstance(timm, dict):
+        side = timm.get("input_size", [None])[-1]
+        mean, std = (tuple(timm.get(key, ())) for key in ("mean", "std"))
+        return Inputs(
+            size=side,
+            crop=timm.get("crop_pct"),
+            interpolation=timm.get("interpolation"),
+            mean=mean if len(mean) == 3 else None,
+            std=std if len(std) == 3 else None,
+        )
+    path = place.file(_IMAGES)
+    return Inputs() if path is None else inputs_of(_read_json(path), where=str(path))
+
+
+def _graph(place: _Place, config: Mapping[str, Any]) -> str:
+    """Return the digest of what the config says beyond the weights."""
+    lasting = {key: value for key, value in config.items() if key not in _VOLATILE}
+    try:
+        return digest(lasting)
+    except ValueError as error:
+        raise UsageError(f"{place.folder / _CONFIG}: {first_line(error)}") from error
+
+
+def _classes(network: nn.Module) -> tuple[str, ...] | None:
+    labels = dict(getattr(network.config, "id2label", None) or {})
+    names = [labels.get(index) for index in range(len(labels))]
+    if not names or None in names or names == [f"LABEL_{n}" for n in range(len(names))]:
+        return None
+    return tuple(map(str, names))
+
+
+def _licence(place: _Place) -> str | None:
+    """Return the licence in the front matter of README.md; None if nothing says it."""
+    try:
+        path = place.file(_CARD)
+    except UsageError:
+        return None  # neither here nor to be had; nothing depends on it
+    if path is None:
+        return None
+    from huggingface_hub import metadata_load
+
+    try:
+        notes = metadata_load(path) or {}
+    except Exception:  # a text for people, perhaps with mistakes
+        return None
+    found = notes.get("license")
+    if found == "other":
+        found = notes.get("license_link") or notes.get("license_name") or found
+    if isinstance(found, list):
+        found = " AND ".join(map(str, found))
+    return None if found is None else str(found)
