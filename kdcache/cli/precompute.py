@@ -197,7 +197,8 @@ def precompute(
     steadiness = None
     if store_there is None:
         steadiness = measure_steadiness(network, plan.size_for("teacher"))
-        say(f"teacher: {steadiness}", as_json=as_json)
+        if not steadiness.deterministic:
+            say(f"teacher {network.spec}: {steadiness}", as_json=as_json)
     elif encoding is None:
         encoding = str(store_there.info.encoding)
     info = describe_cache(

@@ -27,6 +27,11 @@ class Steadiness:
     batch_nats: float
 
     @property
+    def deterministic(self) -> bool:
+        """Return whether nothing differed."""
+        return self.repeat_nats == self.batch_nats == 0
+
+    @property
     def steady(self) -> bool:
         """Return whether differences are those of rounding."""
         return max(self.repeat_nats, self.batch_nats) <= STEADY_NATS
@@ -36,7 +41,7 @@ class Steadiness:
         return asdict(self)
 
     def __str__(self) -> str:
-        if self.repeat_nats == self.batch_nats == 0:
+        if self.deterministic:
             return "deterministic on a probe of 4 images, alone and in a batch"
         text = (
             f"log-probabilities differ by up to {self.repeat_nats:.2g} nats from call to call, by "
