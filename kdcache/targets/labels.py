@@ -369,16 +369,14 @@ def map_target(
     )
     entries_NK = (entries_NK / temperature).masked_fill(~kept_NK, -math.inf)
     # What is not, a class: the mean of the tail, by how many of the teacher's it has.
-    mean_N1 = log_tail_mean(full, tempered, num_classes=num_teacher, temperature=temperature)[
-        :, None
-    ]
+    mean_N = log_tail_mean(full, tempered, num_classes=num_teacher, temperature=temperature)
     powers_S = sizes_S.double() ** (1 / temperature)
     places_NK = student_NK.masked_fill(~kept_NK, num_student)
     if entries_NK.shape[1] >= num_student:
-        masses_NS = (mean_N1 + powers_S.log()).scatter(1, places_NK, entries_NK)[:, :-1]
+        masses_NS = (mean_N[:, None] + powers_S.log()).scatter(1, places_NK, entries_NK)[:, :-1]
         return dense_target(masses_NS)
     left_N = powers_S.sum() - powers_S[places_NK].sum(1)
-    tail_N = mean_N1[:, 0] + left_N.clamp(min=1).log()
+    tail_N = mean_N + left_N.clamp(min=1).log()
     return normalised(places_NK, entries_NK, tail_N, num_classes=num_student)
 
 

@@ -257,6 +257,12 @@ def test_float32_sums_of_many_classes_are_exact() -> None:
     assert (map_logits(logits, mapping) - brute_force(logits, mapping)).abs().max() < 1e-6
 
 
+def test_what_is_added_to_all_logits_changes_nothing() -> None:
+    logits, mapping = classifier_logits(20, num_classes=50), mapping_of([n % 7 for n in range(50)])
+    shifted = (logits.double().round() - 2.0**40).double()
+    assert (map_logits(shifted, mapping) == map_logits(logits.round(), mapping)).all()
+
+
 # --- targets -------------------------------------------------------------------------------
 
 
