@@ -25,6 +25,7 @@ from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset, tar_digest
 from kdcache.data.pack import PackOptions, open_source, pack
 from kdcache.identity import digest
+from kdcache.models.steadiness import Steadiness
 from kdcache.models.teacher import Preprocessing, Teacher, load_teacher
 from kdcache.precompute.engines import run_inline
 from kdcache.precompute.prepare import describe_cache, prepare_cache
@@ -195,7 +196,12 @@ def make_job(
     """Return the job that fills the cache at path, which is created or opened."""
     teacher = make_teacher() if teacher is None else teacher
     info = describe_cache(
-        dataset, recipe, teacher=teacher, encoding=encoding, other_classes=other_classes
+        dataset,
+        recipe,
+        teacher=teacher,
+        encoding=encoding,
+        other_classes=other_classes,
+        steadiness=Steadiness(0.0, 0.0),  # these teachers are exact
     )
     cache = prepare_cache(path, info, dataset=dataset, num_views=num_views, span_views=span_views)
     return Job(dataset_source(dataset, recipe), teacher, cache, batch_size, skip_bad)

@@ -150,7 +150,7 @@ class _Mapped(nn.Module):
                 self.labels,
                 num_classes=logits_NC.shape[1],
                 names=self.teacher.classes,
-                source=f"teacher {self.teacher.spec}",
+                source=f"{self.labels.file}, for teacher {self.teacher.spec}",
             )
         return map_logits(logits_NC, self.mapping)
 

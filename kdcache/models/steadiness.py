@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdcache.errors import UsageError
 from kdcache.models.teacher import Teacher
 
 PROBED = 4  # images
@@ -54,7 +55,7 @@ def measure_steadiness(teacher: Teacher, size: int) -> Steadiness:
     """Return how steady a teacher is on random images of a size.
 
     Raises:
-        UsageError: the teacher fails.
+        UsageError: the teacher fails, or gives logits that are not finite.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (PROBED, 3, size, size)
@@ -65,8 +66,14 @@ def measure_steadiness(teacher: Teacher, size: int) -> Steadiness:
 
 
 def _log_probs(teacher: Teacher, pixels_N3HW: Tensor) -> Tensor:
-    return teacher(pixels_N3HW).double().log_softmax(1)
+    logits_NC = teacher(pixels_N3HW)
+    if not bool(logits_NC.isfinite().all()):
+        raise UsageError(
+            f"teacher {teacher.spec}: gave logits that are not finite for random images; check its "
+            "weights, or use --precision float32"
+        )
+    return logits_NC.double().log_softmax(1)
 
 
 def _difference(ours_NC: Tensor, theirs_NC: Tensor) -> float:
-    return float((ours_NC - theirs_NC).abs().max().nan_to_num(nan=1e30, posinf=1e30))
+    return float((ours_NC - theirs_NC).abs().max())

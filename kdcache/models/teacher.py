@@ -166,7 +166,7 @@ def load_teacher(
     takes what the source says or, where it says nothing, the usual.
 
     Raises:
-        UsageError: the spec or the weights do not serve, there are none, or the device is not there.
+        UsageError: the spec or the weights do not serve or are missing; the device is not there.
     """
     model = open_model(spec, weights, num_classes=num_classes)
     name = f"teacher {model.name}"

@@ -112,7 +112,12 @@ def join_targets(
 
 def _resolve(labels: LabelMap, cache: Cache) -> Mapping:
     info = cache.info
-    return resolve(labels, num_classes=info.num_classes, names=info.classes, source=str(cache.path))
+    return resolve(
+        labels,
+        num_classes=info.num_classes,
+        names=info.classes,
+        source=f"{labels.file}, for {cache.path}",
+    )
 
 
 def _check_alike(first: Cache, other: Cache) -> None:

@@ -17,7 +17,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -49,13 +49,14 @@ class LabelMap:
 
     classes: the student's, in order. members: for each, runs of the teacher's numbers, and names.
     rest: the student's class that takes all classes of the teacher that are not named. drop:
-    whether those are left out.
+    whether those are left out. file: where it stands, for messages.
     """
 
     classes: tuple[str, ...]
     members: tuple[tuple[Member, ...], ...]
     rest: str | None = None
     drop: bool = False
+    file: str = field(default="the mapping of classes", compare=False)
 
     @property
     def id(self) -> str:
@@ -124,7 +125,7 @@ def _checked(document: _Document, source: str) -> LabelMap:
         tuple(_member(item, where=f"{source}: class {name!r}") for item in items)
         for name, items in document.classes.items()
     )
-    return LabelMap(classes, members, rest, document.drop)
+    return LabelMap(classes, members, rest, document.drop, source)
 
 
 def _member(item: int | str, *, where: str) -> Member:
@@ -220,7 +221,7 @@ def resolve(
 ) -> Mapping:
     """Return the mapping for a teacher of so many classes.
 
-    names: of the teacher's classes, in order, if it has any. source: the file, for messages.
+    names: of the teacher's classes, in order, if it has any. source: file and teacher, for messages.
 
     Raises:
         UsageError: the teacher has no such class, or two of a name; a class of the teacher is named

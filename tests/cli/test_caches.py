@@ -10,7 +10,14 @@ from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
+from tests.cli.making import (
+    PLAIN,
+    TEACHER,
+    check_refusal,
+    teacher_option,
+    write_recipe,
+    write_weights,
+)
 from tests.tiny import files_of
 
 OBJECT = "values/c/1/0/0/0"
@@ -44,7 +51,7 @@ def precompute(kdcache: Run, tmp_path: Path, dataset: Dataset, recipe: Path) -> 
 
     def run(*options: object) -> Outcome:
         return kdcache(
-            *("precompute", "--data", dataset.root, "--teacher", TEACHER, *PLAIN),
+            *("precompute", "--data", dataset.root, *teacher_option(options), *PLAIN),
             *("--recipe", recipe, "--views", "4", "--span-views", "2", "--encoding", "topk:3"),
             *("--cache", tmp_path / "cache", *options),
         )
@@ -74,13 +81,8 @@ def test_the_command_fills_the_cache_that_the_library_fills(
         "fidelity": totals.fidelity.summary(),
     }
     assert outcome.stderr == f"cache {cache.info.id[:12]}: 6 spans of 2 views to do on cpu\n"
-    ours, theirs = tiny.tree(tmp_path / "cache"), tiny.tree(complete)
-    about = json.loads(ours.pop("zarr.json"))["attributes"]["kdcache"]
-    assert about["teacher"].pop("steadiness") == {"repeat_nats": 0.0, "batch_nats": 0.0}
-    expected = json.loads(theirs.pop("zarr.json"))["attributes"]["kdcache"]
-    assert about.pop("digest") != expected.pop("digest")
-    assert about == expected
-    assert ours == theirs
+    assert tiny.tree(tmp_path / "cache") == tiny.tree(complete)
+    assert cache.info.teacher["steadiness"] == {"repeat_nats": 0.0, "batch_nats": 0.0}
 
 
 def test_a_complete_cache_is_not_computed_again(precompute: Precompute, copy: Path) -> None:
@@ -189,9 +191,8 @@ def test_a_diverged_teacher_stops_before_anything_is_written(
     precompute: Precompute, tmp_path: Path
 ) -> None:
     outcome = precompute("--teacher", "tests.cli.making:nan_logits")
-    check_refusal(outcome, 2, "not finite for", "000000.tar, key ", "check its weights")
-    written = files_of(tmp_path / "cache")
-    assert not [name for name in written if name.startswith(("commits/", "values/c", "seal"))]
+    check_refusal(outcome, 2, "not finite for random images", "check its weights")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
+from tests.cli.making import (
+    PLAIN,
+    check_refusal,
+    teacher_option,
+    write_recipe,
+    write_weights,
+)
 from tests.tiny import files_of
 
 Fidelity = Callable[..., Outcome]
@@ -28,7 +34,7 @@ def fidelity(kdcache: Run, dataset: Dataset, recipe: Path) -> Fidelity:
 
     def run(*options: object) -> Outcome:
         return kdcache(
-            *("fidelity", "--data", dataset.root, "--teacher", TEACHER, *PLAIN),
+            *("fidelity", "--data", dataset.root, *teacher_option(options), *PLAIN),
             *("--recipe", recipe, "--samples", "90", *options),
         )
 
@@ -194,7 +200,7 @@ def precompute(
 
     def run(*options: object) -> Outcome:
         return kdcache(
-            *("precompute", "--data", dataset.root, "--teacher", TEACHER, *PLAIN),
+            *("precompute", "--data", dataset.root, *teacher_option(options), *PLAIN),
             *("--recipe", recipe, "--views", "4", "--span-views", "2"),
             *("--cache", tmp_path / "cache", *options),
         )

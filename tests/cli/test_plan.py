@@ -9,7 +9,7 @@ from PIL import Image
 from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
+from tests.cli.making import PLAIN, check_refusal, teacher_option, write_recipe
 
 Plan = Callable[..., Outcome]
 
@@ -21,7 +21,8 @@ def plan(kdcache: Run, dataset: Dataset, tmp_path: Path) -> Plan:
 
     def run(*options: object) -> Outcome:
         return kdcache(
-            *("plan", "--data", dataset.root, "--teacher", TEACHER, *PLAIN, "--device", "cpu"),
+            *("plan", "--data", dataset.root, *teacher_option(options), *PLAIN),
+            *("--device", "cpu"),
             *("--recipe", recipe, "--probe-s", "0.2", *options),
         )
 

@@ -14,7 +14,13 @@ from kdcache.data.dataset import Dataset
 from tests import tiny
 from tests.cli import making
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
+from tests.cli.making import (
+    PLAIN,
+    check_refusal,
+    teacher_option,
+    write_recipe,
+    write_weights,
+)
 
 Precompute = Callable[..., Outcome]
 
@@ -26,7 +32,7 @@ def precompute(kdcache: Run, tmp_path: Path, dataset: Dataset) -> Precompute:
 
     def run(*options: object) -> Outcome:
         return kdcache(
-            *("precompute", "--data", dataset.root, "--teacher", TEACHER, *PLAIN),
+            *("precompute", "--data", dataset.root, *teacher_option(options), *PLAIN),
             *("--recipe", recipe, "--views", "4", "--span-views", "2", "--encoding", "topk:3"),
             *("--cache", tmp_path / "cache", *options),
         )
