@@ -181,7 +181,9 @@ def _fetch_weights(place: _Place) -> None:
 def _load(place: _Place) -> nn.Module:
     _fetch_weights(place)
     only = True if place.repository is not None else None
-    network, report = _from_pretrained(place, str(place.folder), use_safetensors=only)
+    auto = need("transformers", extra="hf", spec=place.spec).AutoModelForImageClassification
+    options = {"trust_remote_code": False, "use_safetensors": only}
+    network, report = _from_pretrained(place, auto, str(place.folder), **options)
     if wrong := _lacking(report):
         raise UsageError(
             f"{place.spec}: {wrong}; they would be random; give an image classifier with all of "
@@ -195,9 +197,9 @@ def _load_file(place: _Place, path: Path, num_classes: int | None) -> nn.Module:
 
     transformers knows them by the names in the network, and by those that it writes.
     """
-    config = _config(place, num_classes)
-    state = read_weights(path)
-    network, report = _from_pretrained(place, None, config=config, state_dict=state)
+    state, fresh = read_weights(path), _fresh(place, num_classes)
+    options = {"config": fresh.config, "state_dict": state}
+    network, report = _from_pretrained(place, type(fresh), None, **options)
     unknown = sorted(report["unexpected_keys"])
     if unknown or (wrong := _lacking(report)):
         reason = f"unknown: {shortened(unknown)}" if unknown else wrong
@@ -208,15 +210,16 @@ def _load_file(place: _Place, path: Path, num_classes: int | None) -> nn.Module:
     return network
 
 
-def _from_pretrained(place: _Place, source: str | None, **options: Any) -> tuple[nn.Module, Any]:
+def _from_pretrained(
+    place: _Place, kind: Any, source: str | None, **options: Any
+) -> tuple[nn.Module, Any]:
     """Return a network with weights, and transformers' report on them."""
     transformers = need("transformers", extra="hf", spec=place.spec)
     try:
         with quiet():
-            network, report = transformers.AutoModelForImageClassification.from_pretrained(
+            network, report = kind.from_pretrained(
                 source,
                 local_files_only=True,
-                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # the report names them
                 output_loading_info=True,
                 **options,
