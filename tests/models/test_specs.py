@@ -1,14 +1,16 @@
-"""Claims about names and weight files: a network, or an error that says what to fix."""
+"""Claims about names: a network, or an error that says what to fix."""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import build_network
+from kdcache.models.source import Inputs
+from kdcache.models.specs import Spec, build_network, open_model, parse_spec
 
 
 def make_net(num_classes: int = 3) -> nn.Module:
@@ -127,3 +129,98 @@ def test_a_factory_of_the_current_folder_is_found(
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(tmp_path)
     assert isinstance(build_network("kd_mine:make", num_classes=3), nn.Identity)
+
+
+# --- parts of a spec -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("torchvision:resnet50", Spec("torchvision", "resnet50")),
+        ("torchvision:resnet50@DEFAULT", Spec("torchvision", "resnet50", "DEFAULT")),
+        ("torchvision:resnet50@a@b/w.pt", Spec("torchvision", "resnet50", "a@b/w.pt")),
+        ("timm:resnet50.a1_in1k", Spec("timm", "resnet50.a1_in1k")),
+        ("timm:resnet50@w.pt", Spec("timm", "resnet50", "w.pt")),
+        ("hf:owner/name", Spec("hf", "owner/name")),
+        ("hf:owner/name@main", Spec("hf", "owner/name", "main")),
+        ("hf:a@b/c@main", Spec("hf", "a@b/c", "main")),
+        ("pt2:a@b:c.pt2", Spec("pt2", "a@b:c.pt2")),
+        ("onnx:w@v2.onnx", Spec("onnx", "w@v2.onnx")),
+        ("my.models:tiny", Spec("my.models", "tiny")),
+        ("my.models:tiny@a:b@c.pt", Spec("my.models", "tiny", "a:b@c.pt")),
+    ],
+)
+def test_a_spec_is_its_parts(text: str, expected: Spec) -> None:
+    assert parse_spec(text) == expected
+
+
+def test_an_existing_folder_is_taken_whole(tmp_path: Path) -> None:
+    (tmp_path / "a@b").mkdir()
+    assert parse_spec(f"hf:{tmp_path}/a@b") == Spec("hf", f"{tmp_path}/a@b")
+    assert parse_spec(f"hf:{tmp_path}/a@b@w.pt") == Spec("hf", f"{tmp_path}/a@b", "w.pt")
+
+
+@pytest.mark.parametrize("text", ["torchvision:@w", "timm:resnet50@", "hf:@main", "a.b:c@"])
+def test_half_a_spec_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a name before '@', and weights after it"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("torchvison:resnet50", "torchvision"),
+        ("Timm:resnet50", "timm"),
+        ("tim:resnet50", "timm"),
+        ("onx:a.onnx", "onnx"),
+        ("torchvision", "torchvision"),
+    ],
+)
+def test_a_mistyped_source_is_told_what_is_near(text: str, near: str) -> None:
+    for call in (build_network, open_model):
+        with pytest.raises(UsageError, match=f"did you mean {near}:…\\?"):
+            call(text, num_classes=None)
+
+
+# --- models and students -------------------------------------------------------------------
+
+
+def test_a_factory_is_a_model_with_its_own_weights_or_a_files(tmp_path: Path) -> None:
+    other = make_net(5)
+    with torch.no_grad():
+        next(other.parameters()).zero_()
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    own = open_model(spec("make_net"), num_classes=5)
+    for model in (
+        open_model(spec("make_net"), tmp_path / "w.safetensors", num_classes=5),
+        open_model(f"{spec('make_net')}@{tmp_path / 'w.safetensors'}", num_classes=5),
+    ):
+        assert (model.name, model.trained, model.inputs) == (spec("make_net"), True, Inputs())
+        assert not next(model.network.parameters()).any()
+    assert own.trained, "it is taken to load its own"
+    assert next(own.network.parameters()).any()
+    with pytest.raises(UsageError, match="weights do not fit the model"):
+        open_model(spec("make_net"), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("text", ["torchvision:resnet18@DEFAULT", "hf:a/b@main", "a:b@w.pt"])
+def test_weights_are_named_once(text: str) -> None:
+    with pytest.raises(UsageError, match=r"names weights, and --weights w\.pt names others; leave"):
+        open_model(text, Path("w.pt"))
+
+
+@pytest.mark.parametrize("text", ["pt2:teacher.pt2", "onnx:teacher.onnx"])
+def test_programs_hold_their_weights_and_are_no_students(text: str) -> None:
+    with pytest.raises(UsageError, match="holds its own weights; leave --weights out"):
+        open_model(text, Path("w.pt"))
+    with pytest.raises(UsageError, match="is a fixed program; a student needs a network that can"):
+        build_network(text, num_classes=3)
+    with pytest.raises(UsageError, match="teacher"):
+        open_model(text)
+
+
+@pytest.mark.parametrize("text", ["torchvision:resnet18@DEFAULT", "timm:resnet18@w", "hf:a/b@main"])
+def test_a_student_starts_with_fresh_weights(text: str) -> None:
+    with pytest.raises(UsageError, match=r"leave out '@\w+', and give first weights with --init"):
+        build_network(text, num_classes=3)
