@@ -19,7 +19,7 @@ from kdcache.models.hf_inputs import inputs_of
 from kdcache.models.hub import Repository, fetch, fetch_if_any
 from kdcache.models.libraries import first_line, need, quiet
 from kdcache.models.source import Inputs, Model
-from kdcache.models.weights import load_weights, shortened
+from kdcache.models.weights import read_weights, shortened
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _IMAGES, _CARD = "preprocessor_config.json", "README.md"
@@ -57,8 +57,7 @@ def open_hf(name: str, weights: str | Path | None, *, num_classes: int | None) -
     place = _find(name, weights)
     config = _read_config(place)
     if place.repository is None and weights is not None:
-        network = _fresh(place, num_classes)
-        load_weights(network, Path(weights))
+        network = _load_file(place, Path(weights), num_classes)
     else:
         network = _load(place)
     return Model(
@@ -181,41 +180,81 @@ def _fetch_weights(place: _Place) -> None:
 
 def _load(place: _Place) -> nn.Module:
     _fetch_weights(place)
+    only = True if place.repository is not None else None
+    auto = need("transformers", extra="hf", spec=place.spec).AutoModelForImageClassification
+    options = {"trust_remote_code": False, "use_safetensors": only}
+    network, report = _from_pretrained(place, auto, str(place.folder), **options)
+    if wrong := _lacking(report):
+        raise UsageError(
+            f"{place.spec}: {wrong}; they would be random; give an image classifier with all of "
+            "its weights"
+        )
+    return network
+
+
+def _load_file(place: _Place, path: Path, num_classes: int | None) -> nn.Module:
+    """Return the network of a folder's config with the weights of another file.
+
+    transformers knows them by the names in the network, and by those that it writes.
+    """
+    state, fresh = read_weights(path), _fresh(place, num_classes)
+    options = {"config": fresh.config, "state_dict": state}
+    network, report = _from_pretrained(place, type(fresh), None, **options)
+    unknown = sorted(report["unexpected_keys"])
+    if unknown or (wrong := _lacking(report)):
+        reason = f"unknown: {shortened(unknown)}" if unknown else wrong
+        raise UsageError(
+            f"{path}: weights do not fit the model; {reason}; name the model that they are of, "
+            "or, for a teacher of other classes, its --teacher-classes"
+        )
+    return network
+
+
+def _from_pretrained(
+    place: _Place, kind: Any, source: str | None, **options: Any
+) -> tuple[nn.Module, Any]:
+    """Return a network with weights, and transformers' report on them."""
     transformers = need("transformers", extra="hf", spec=place.spec)
-    auto = transformers.AutoModelForImageClassification
     try:
         with quiet():
-            network, report = auto.from_pretrained(
-                str(place.folder),
+            network, report = kind.from_pretrained(
+                source,
                 local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=None if place.repository is None else True,
+                ignore_mismatched_sizes=True,  # the report names them
                 output_loading_info=True,
+                **options,
                 **_float32(transformers),
             )
     except Exception as error:  # its errors are of many kinds
         _refuse(place, error)
-    wrong = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
-    if wrong or report["error_msgs"]:
-        reason = f"weights are missing or do not fit: {shortened(sorted(wrong))}"
-        if not wrong:
-            reason = str(report["error_msgs"][0]).splitlines()[0]
-        raise UsageError(
-            f"{place.spec}: {reason}; they would be random; give an image classifier with all of "
-            "its weights"
-        )
-    checked: nn.Module = network
-    return checked
+    return network, report
 
 
-def _fresh(place: _Place, num_classes: int | None) -> nn.Module:
+def _lacking(report: Mapping[str, Any]) -> str:
+    """Return what of a network was not loaded, "" if nothing."""
+    wrong = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    if wrong:
+        return f"weights are missing or do not fit: {shortened(sorted(wrong))}"
+    return str(report["error_msgs"][0]).splitlines()[0] if report["error_msgs"] else ""
+
+
+def _config(place: _Place, num_classes: int | None) -> Any:
     transformers = need("transformers", extra="hf", spec=place.spec)
     options = {} if num_classes is None else {"num_labels": num_classes}
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(
+            return transformers.AutoConfig.from_pretrained(
                 str(place.folder), local_files_only=True, trust_remote_code=False, **options
             )
+    except Exception as error:
+        _refuse(place, error)
+
+
+def _fresh(place: _Place, num_classes: int | None) -> nn.Module:
+    transformers = need("transformers", extra="hf", spec=place.spec)
+    config = _config(place, num_classes)
+    try:
+        with quiet():
             network: nn.Module = transformers.AutoModelForImageClassification.from_config(
                 config, trust_remote_code=False, **_float32(transformers)
             )

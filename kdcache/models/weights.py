@@ -26,7 +26,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         UsageError: the file is missing, holds more than tensors, or does not fit the network.
     """
-    state = _read_weights(path)
+    state = read_weights(path)
     if problems := _misfits(state, network.state_dict()):
         raise UsageError(
             f"{path}: weights do not fit the model; {problems}; name the model that they are of, "
@@ -41,7 +41,7 @@ def load_matching(network: nn.Module, path: Path) -> str:
     Raises:
         UsageError: the file is missing, holds more than tensors, or nothing of it fits.
     """
-    state, expected = _read_weights(path), network.state_dict()
+    state, expected = read_weights(path), network.state_dict()
     fitting = {
         name: tensor
         for name, tensor in state.items()
@@ -99,7 +99,12 @@ def shortened(names: list[str]) -> str:
 # --- files ---------------------------------------------------------------------------------
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the plain tensors of a weights file, by name.
+
+    Raises:
+        UsageError: the file is missing or damaged, or holds something else.
+    """
     state = _read(path)
     if isinstance(state, dict):
         state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)

@@ -1,9 +1,7 @@
-"""Claims about names and weight files: a network, or an error that says what to fix."""
+"""Claims about names: a network, or an error that says what to fix."""
 
-import pickle
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdcache.errors import UsageError
-from kdcache.models.specs import build_network
-from kdcache.models.weights import load_weights
+from kdcache.models.source import Inputs
+from kdcache.models.specs import Spec, build_network, open_model, parse_spec
 
 
 def make_net(num_classes: int = 3) -> nn.Module:
@@ -53,21 +51,6 @@ def spec(name: str) -> str:
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this test file importable by the name that a spec gives it."""
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-
-
-def state() -> dict[str, torch.Tensor]:
-    torch.manual_seed(5)
-    return {
-        name: torch.randn(t.shape) if t.is_floating_point() else t
-        for name, t in make_net().state_dict().items()
-    }
-
-
-def equal(network: nn.Module, expected: dict[str, torch.Tensor]) -> bool:
-    found = network.state_dict()
-    return found.keys() == expected.keys() and all(
-        torch.equal(found[name], tensor) for name, tensor in expected.items()
-    )
 
 
 # --- specs ---------------------------------------------------------------------------------
@@ -148,106 +131,96 @@ def test_a_factory_of_the_current_folder_is_found(
     assert isinstance(build_network("kd_mine:make", num_classes=3), nn.Identity)
 
 
-# --- weights -------------------------------------------------------------------------------
+# --- parts of a spec -----------------------------------------------------------------------
 
 
-def _wrapped(kind: str) -> Any:
-    if kind == "module.":
-        return {f"module.{name}": tensor for name, tensor in state().items()}
-    return state() if kind == "plain" else {kind: state(), "epoch": 3}
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("torchvision:resnet50", Spec("torchvision", "resnet50")),
+        ("torchvision:resnet50@DEFAULT", Spec("torchvision", "resnet50", "DEFAULT")),
+        ("torchvision:resnet50@a@b/w.pt", Spec("torchvision", "resnet50", "a@b/w.pt")),
+        ("timm:resnet50.a1_in1k", Spec("timm", "resnet50.a1_in1k")),
+        ("timm:resnet50@w.pt", Spec("timm", "resnet50", "w.pt")),
+        ("hf:owner/name", Spec("hf", "owner/name")),
+        ("hf:owner/name@main", Spec("hf", "owner/name", "main")),
+        ("hf:a@b/c@main", Spec("hf", "a@b/c", "main")),
+        ("pt2:a@b:c.pt2", Spec("pt2", "a@b:c.pt2")),
+        ("onnx:w@v2.onnx", Spec("onnx", "w@v2.onnx")),
+        ("my.models:tiny", Spec("my.models", "tiny")),
+        ("my.models:tiny@a:b@c.pt", Spec("my.models", "tiny", "a:b@c.pt")),
+    ],
+)
+def test_a_spec_is_its_parts(text: str, expected: Spec) -> None:
+    assert parse_spec(text) == expected
 
 
-@pytest.mark.parametrize("kind", ["plain", "state_dict", "model", "model_state_dict", "module."])
-def test_weights_of_a_pytorch_file_are_loaded(tmp_path: Path, kind: str) -> None:
-    torch.save(_wrapped(kind), tmp_path / "w.pt")
-    network = make_net()
-    load_weights(network, tmp_path / "w.pt")
-    assert equal(network, state())
+def test_an_existing_folder_is_taken_whole(tmp_path: Path) -> None:
+    (tmp_path / "a@b").mkdir()
+    assert parse_spec(f"hf:{tmp_path}/a@b") == Spec("hf", f"{tmp_path}/a@b")
+    assert parse_spec(f"hf:{tmp_path}/a@b@w.pt") == Spec("hf", f"{tmp_path}/a@b", "w.pt")
 
 
-def test_weights_of_a_safetensors_file_are_loaded(tmp_path: Path) -> None:
-    save_file(state(), tmp_path / "w.safetensors")
-    network = make_net()
-    load_weights(network, tmp_path / "w.safetensors")
-    assert equal(network, state())
+@pytest.mark.parametrize("text", ["torchvision:@w", "timm:resnet50@", "hf:@main", "a.b:c@"])
+def test_half_a_spec_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a name before '@', and weights after it"):
+        parse_spec(text)
 
 
-class Bomb:
-    """What a hostile pickle looks like: loading it would call a function."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("bomb_went_off"),))
-
-
-@pytest.mark.parametrize("content", [Bomb(), {"w": Bomb()}, make_net()])
-def test_a_file_with_code_is_refused_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UsageError, match=r"w\.pt: holds more than tensors.*as safetensors"):
-        load_weights(make_net(), tmp_path / "w.pt")
-    (tmp_path / "old.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    with pytest.raises(UsageError, match=r"old\.pt: "):
-        load_weights(make_net(), tmp_path / "old.pt")
-    assert not (tmp_path / "bomb_went_off").exists()
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("torchvison:resnet50", "torchvision"),
+        ("Timm:resnet50", "timm"),
+        ("tim:resnet50", "timm"),
+        ("onx:a.onnx", "onnx"),
+        ("torchvision", "torchvision"),
+    ],
+)
+def test_a_mistyped_source_is_told_what_is_near(text: str, near: str) -> None:
+    for call in (build_network, open_model):
+        with pytest.raises(UsageError, match=f"did you mean {near}:…\\?"):
+            call(text, num_classes=None)
 
 
-def test_a_file_that_does_not_fit_names_what_differs(tmp_path: Path) -> None:
-    wrong = state()
-    del wrong["0.weight"], wrong["1.running_var"]
-    wrong["0.bias"] = torch.zeros(8)
-    wrong["head.weight"] = torch.zeros(1)
-    save_file(wrong, tmp_path / "w.safetensors")
-    network = make_net()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(UsageError) as caught:
-        load_weights(network, tmp_path / "w.safetensors")
-    message = str(caught.value)
-    assert "weights do not fit the model" in message
-    assert "missing: 0.weight, 1.running_var" in message
-    assert "unknown: head.weight" in message
-    assert "shaped otherwise: 0.bias (8,) instead of (4,)" in message
-    assert equal(network, before), "a refused file must not be loaded in part"
+# --- models and students -------------------------------------------------------------------
 
 
-def test_many_differences_are_shortened(tmp_path: Path) -> None:
-    save_file({f"layer{n}": torch.zeros(1) for n in range(10)}, tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match="unknown: layer0, layer1, layer2 and 7 more"):
-        load_weights(make_net(), tmp_path / "w.safetensors")
+def test_a_factory_is_a_model_with_its_own_weights_or_a_files(tmp_path: Path) -> None:
+    other = make_net(5)
+    with torch.no_grad():
+        next(other.parameters()).zero_()
+    save_file(other.state_dict(), tmp_path / "w.safetensors")
+    own = open_model(spec("make_net"), num_classes=5)
+    for model in (
+        open_model(spec("make_net"), tmp_path / "w.safetensors", num_classes=5),
+        open_model(f"{spec('make_net')}@{tmp_path / 'w.safetensors'}", num_classes=5),
+    ):
+        assert (model.name, model.trained, model.inputs) == (spec("make_net"), True, Inputs())
+        assert not next(model.network.parameters()).any()
+    assert own.trained, "it is taken to load its own"
+    assert next(own.network.parameters()).any()
+    with pytest.raises(UsageError, match="weights do not fit the model"):
+        open_model(spec("make_net"), tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.pth"])
-def test_a_file_that_is_not_readable_is_refused(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    with pytest.raises(UsageError, match="no such weights file"):
-        load_weights(make_net(), path)
-    for data in (b"", b"garbage", b"\0" * 100, b"PK\x03\x04" + b"x" * 50):
-        path.write_bytes(data)
-        with pytest.raises(UsageError, match=name):
-            load_weights(make_net(), path)
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(UsageError, match=name):
-        load_weights(make_net(), path)
+@pytest.mark.parametrize("text", ["torchvision:resnet18@DEFAULT", "hf:a/b@main", "a:b@w.pt"])
+def test_weights_are_named_once(text: str) -> None:
+    with pytest.raises(UsageError, match=r"names weights, and --weights w\.pt names others; leave"):
+        open_model(text, Path("w.pt"))
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if name == "w.pt":
-        torch.save(state(), path)
-    else:
-        save_file(state(), path)
-    whole = path.read_bytes()
-    for length in range(0, len(whole), max(1, len(whole) // 40)):
-        path.write_bytes(whole[:length])
-        with pytest.raises(UsageError, match=name):
-            load_weights(make_net(), path)
+@pytest.mark.parametrize("text", ["pt2:teacher.pt2", "onnx:teacher.onnx"])
+def test_programs_hold_their_weights_and_are_no_students(text: str) -> None:
+    with pytest.raises(UsageError, match="holds its own weights; leave --weights out"):
+        open_model(text, Path("w.pt"))
+    with pytest.raises(UsageError, match="is a fixed program; a student needs a network that can"):
+        build_network(text, num_classes=3)
+    with pytest.raises(UsageError, match="teacher"):
+        open_model(text)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"a": 1}, {0: torch.zeros(1)}, None])
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UsageError, match=r"w\.pt: expected a state_dict of tensors"):
-        load_weights(make_net(), tmp_path / "w.pt")
+@pytest.mark.parametrize("text", ["torchvision:resnet18@DEFAULT", "timm:resnet18@w", "hf:a/b@main"])
+def test_a_student_starts_with_fresh_weights(text: str) -> None:
+    with pytest.raises(UsageError, match=r"leave out '@\w+', and give first weights with --init"):
+        build_network(text, num_classes=3)

@@ -92,6 +92,43 @@ def test_a_file_gives_the_students_logits_of_any_number_of_images(
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+class GivesMapping(nn.Module):
+    """Gives its logits among other things, as the models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nets.small(CLASSES)
+
+    def forward(self, images_N3HW: Tensor) -> dict[str, Tensor | None]:
+        return {"loss": None, "logits": self.network(images_N3HW), "images": images_N3HW}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("pixels", [True, False])
+def test_of_all_that_a_student_gives_a_file_gives_the_logits(
+    tmp_path: Path, suffix: str, pixels: bool
+) -> None:
+    student = student_of(GivesMapping())
+    out = tmp_path / f"student{suffix}"
+    assert export_student(student, out, pixels=pixels).relative <= TOLERANCE
+    (batch, *_) = seeded_batches(SIZE)
+    images = batch if pixels else NORMALISE(batch)
+    expected = student.network(NORMALISE(batch))["logits"]
+    torch.testing.assert_close(run_file(out, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_student_of_transformers_is_exported(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        image_size=SIZE, patch_size=8, num_labels=CLASSES,
+    )  # fmt: skip
+    student = student_of(transformers.ViTForImageClassification(config))
+    for suffix in SUFFIXES:
+        out = tmp_path / f"student{suffix}"
+        assert export_student(student, out).relative <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("make", "suffix"),
     [

@@ -1,6 +1,8 @@
 """Claims about weights files: what they say is data, and code runs only when it is named."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,54 @@ def test_torchvisions_networks_are_taken_from_the_file(tmp_path: Path) -> None:
     notes = json.dumps(NOTES | {"student": spec, "size": 32})
     save_file(build_network(spec, num_classes=5).state_dict(), path, metadata={"kdcache": notes})
     assert load_trained(path, Facts()).spec == spec
+
+
+def test_timms_networks_are_taken_from_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    path = tmp_path / "student.safetensors"
+    for spec in ("timm:test_resnet", "timm:test_resnet.r160_in1k"):
+        notes = json.dumps(NOTES | {"student": spec, "size": 32})
+        state = build_network(spec, num_classes=5).state_dict()
+        save_file(state, path, metadata={"kdcache": notes})
+        assert load_trained(path, Facts()).spec == spec
+
+
+@pytest.mark.parametrize("student", ["hf:owner/name", "hf:some folder/x; rm -r y"])
+def test_a_folder_or_hub_in_a_file_is_read_only_when_the_user_names_it(
+    tmp_path: Path, student: str
+) -> None:
+    path = write_weights(tmp_path / "student.safetensors", student=student)
+    with pytest.raises(UsageError, match=r"is described by hf:.*, which is read only when you"):
+        load_trained(path, Facts())
+    quoted = shlex.quote(student)
+    with pytest.raises(UsageError, match=f"repeat the command with --student {re.escape(quoted)}$"):
+        load_trained(path, Facts())
+
+
+def test_a_student_of_transformers_is_its_files_and_its_folder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "tiny resnet"
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic"
+    )
+    config.save_pretrained(folder)
+    spec = f"hf:{folder}"
+    network = build_network(spec, num_classes=5)
+    path = tmp_path / "student.safetensors"
+    notes = json.dumps(NOTES | {"student": spec})
+    save_file(network.state_dict(), path, metadata={"kdcache": notes})
+    trained = load_trained(path, Facts(student=spec))
+    expected = network.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in trained.network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "student", ["timm:hf-hub:owner/name", "timm:owner/name", "timm:local-dir:x", "hf:a\nb"]
+)
+def test_timms_other_places_are_no_spec_of_a_file(tmp_path: Path, student: str) -> None:
+    path = write_weights(tmp_path / "student.safetensors", student=student)
+    with pytest.raises(CorruptError, match=r"student: .* expected torchvision:NAME, timm:NAME"):
+        load_trained(path, Facts(student=SPEC))
 
 
 @pytest.mark.parametrize("student", ["torchvision:os", "torchvision.models:resnet18", "spying:x"])
