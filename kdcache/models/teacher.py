@@ -140,14 +140,20 @@ class Teacher:
         return classes
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Return the sha256 of a network's weights: names, dtypes, shapes and bytes, by name."""
-    total = hashlib.sha256()
+def weights_digest(network: nn.Module, *, named: bool = True) -> str:
+    """Return the sha256 of a network's weights: names, dtypes, shapes and bytes, by name.
+
+    named: whether names count. Libraries rename weights between their versions; where something
+    else says what they are for, the digest is of those of the tensors, in their order.
+    """
+    total, tensors = hashlib.sha256(), []
     for name, tensor in sorted(network.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        each = total if named else hashlib.sha256()
+        each.update(f"{name if named else ''} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(plain.view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        each.update(plain.view(torch.uint8).numpy().data)
+        tensors.append(each.hexdigest())
+    return total.hexdigest() if named else digest(sorted(tensors))
 
 
 def load_teacher(
@@ -185,7 +191,7 @@ def load_teacher(
     return Teacher(
         network=model.network,
         spec=model.name,
-        weights_id=weights_digest(model.network),
+        weights_id=weights_digest(model.network, named=model.graph is None),
         preprocessing=preprocessing or said,
         precision=precision,
         device=place,

@@ -221,7 +221,7 @@ def resolve(
 ) -> Mapping:
     """Return the mapping for a teacher of so many classes.
 
-    names: of the teacher's classes, in order, if it has any. source: file and teacher, for messages.
+    names: of the teacher's classes, in order, if it has any. source: file and teacher, in messages.
 
     Raises:
         UsageError: the teacher has no such class, or two of a name; a class of the teacher is named

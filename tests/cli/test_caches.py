@@ -42,6 +42,7 @@ def copy(tmp_path: Path, complete: Path) -> Path:
     return tmp_path / "cache"
 
 
+OTHER_MEAN = ["--mean", "0.5,0.5,0.5", "--std", "1,1,1"]
 Precompute = Callable[..., Outcome]
 
 
@@ -440,7 +441,11 @@ def test_pixels_made_otherwise_are_a_mismatch(
             3,
             ["made by teacher", "pass its weights"],
         ),
-        (["--data", "DATA", "--teacher", "1", "--spec", TEACHER], 3, ["made by teacher"]),
+        (
+            ["--data", "DATA", "--teacher", "1", "--spec", TEACHER, *OTHER_MEAN],
+            3,
+            ["made by teacher"],
+        ),
     ],
 )
 def test_verify_asks_for_what_it_needs(

@@ -149,7 +149,10 @@ def test_classes_are_mapped_at_precompute_or_when_read(
     ("text", "words"),
     [
         ("[classes]\na = [0]\nb = [1]", ["labels.toml", "rest", "drop"]),
-        ("drop = true\n[classes]\na = [0]\nb = [9]", ["9", "5 classes"]),
+        (
+            "drop = true\n[classes]\na = [0]\nb = [9]",
+            ["labels.toml, for ", "class 9; the teacher has 5"],
+        ),
         ("drop = true\n[classes]\na = [0]\nb = [0]", ["0", "a"]),
         ("drop = true\n[classes]\na = ['class0']\nb = ['klass1']", ["klass1", "class1"]),
         ("drop = yes", ["not a TOML file"]),
