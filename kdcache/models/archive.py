@@ -5,6 +5,7 @@ member that nobody asks for (sample inputs, compiled libraries, what a stranger 
 opened.
 """
 
+import re
 import struct
 import zipfile
 import zlib
@@ -98,6 +99,7 @@ def _checked(file: zipfile.ZipFile, size: int) -> Archive:
     members = file.infolist()
     if not 0 < len(members) <= _MOST_MEMBERS:
         raise UsageError(f"has {len(members)} members, expected 1 to {_MOST_MEMBERS}")
+    _check_kind({re.sub(r"^[^/]*/", "", member.filename) for member in members})
     for member in members:
         parts = member.orig_filename.split("/")
         if (
@@ -122,22 +124,27 @@ def _checked(file: zipfile.ZipFile, size: int) -> Archive:
         raise UsageError(f"has members of {total} B in a file of {size} B")
     root = names[0].split("/")[0]
     archive = Archive(file, root, frozenset(name[len(root) + 1 :] for name in names))
-    _check_kind(archive)
+    _check_version(archive)
     return archive
 
 
-def _check_kind(archive: Archive) -> None:
+def _check_kind(names: set[str]) -> None:
     """Refuse what is no archive of an exported program, and say what it is."""
+    if "archive_format" in names:
+        return
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise UsageError(
+            "is a TorchScript archive, which carries code; export the network with torch.export "
+            "and save it as .pt2"
+        )
+    if "data.pkl" in names:
+        raise UsageError(_WEIGHTS)
+    if "serialized_exported_program.json" in names:
+        raise UsageError(f"is a .pt2 archive of an older layout; {AGAIN}")
+
+
+def _check_version(archive: Archive) -> None:
     names = archive.names
-    if "archive_format" not in names:
-        if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-            raise UsageError(
-                "is a TorchScript archive, which carries code; export the network with "
-                "torch.export and save it as .pt2"
-            )
-        if "data.pkl" in names:
-            raise UsageError(_WEIGHTS)
-        raise UsageError(f"is no .pt2 archive of this layout; {AGAIN}")
     for name, expected in (("archive_format", b"pt2"), ("archive_version", b"0")):
         if (found := bytes(archive.read(name, 100))) != expected:
             raise UsageError(f"{name} is {found!r}, kdcache reads {expected!r}; {AGAIN}")

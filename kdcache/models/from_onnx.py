@@ -134,7 +134,7 @@ def _open_session(file: OnnxFile, provider: str, device_id: int = 0) -> Any:
     options.add_external_initializers([*values], [*values.values()])
     providers = [_CPU] if provider == _CPU else [(provider, {"device_id": device_id}), _CPU]
     try:
-        return InferenceSession(file.data, options, providers=providers)
+        return InferenceSession(file.data, options, providers=providers, enable_fallback=0)
     except Exception as error:  # it has many kinds
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"ONNX Runtime cannot run it: {line[:300]}") from None

@@ -32,7 +32,7 @@ from kdcache.models.notes import NOTES, NOTES_BYTES, known_inputs, read_notes
 from kdcache.models.program import DTYPES, Plan, make_plan, run_plan
 from kdcache.models.source import Model, Takes
 
-_DOCUMENT_BYTES = 2**28
+_DOCUMENT_BYTES = 2**26
 _FOLDERS = {"weights": "data/weights", "constants": "data/constants"}
 _PATH = re.compile(r"\w+(\.\w+){0,63}", re.ASCII)
 _SYMBOL = re.compile(r"Symbol\('(\w+)'(, \w+=(True|False))*\)", re.ASCII)
@@ -197,6 +197,9 @@ def _read_weights(
     archive: Archive, model: str, document: Document
 ) -> tuple[dict[int, str], dict[str, Tensor]]:
     """Return which input takes which weights, and all of these by name."""
+    for folder in _FOLDERS.values():
+        if (older := f"{folder}/{model}.pt") in archive.names:
+            raise UsageError(f"has {older!r}, a pickle of an older layout; {AGAIN}")
     configs = {
         kind: read_record(Payloads, bytes(archive.read(member, _DOCUMENT_BYTES)), name=member)
         for kind, folder in _FOLDERS.items()

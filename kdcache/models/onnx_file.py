@@ -150,16 +150,33 @@ def _serialise(model: "ModelProto") -> bytes:
 
 
 def _messages(message: Any, name: str) -> Iterator[Any]:
-    """Yield all messages of a type in a message, however deep; not those in tensors."""
+    """Yield all messages of a type in a message, however deep."""
     if message.DESCRIPTOR.name == name:
         yield message
-    if message.DESCRIPTOR.name == "TensorProto":
-        return
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for child in [value] if hasattr(value, "ListFields") else value:
-            yield from _messages(child, name)
+    for field, value in _fields(message):
+        if field.message_type is not None:
+            for child in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(child, name)
+        elif field.type == field.TYPE_STRING and not _is_text(value):
+            raise UsageError(
+                f"is no ONNX model, or is damaged: the {field.name} of a "
+                f"{message.DESCRIPTOR.name} is no UTF-8"
+            )
+
+
+def _fields(message: Any) -> list[tuple[Any, Any]]:
+    """Return the fields of a message and what they hold, without the numbers of a tensor."""
+    if message.DESCRIPTOR.name != "TensorProto":
+        return list(message.ListFields())
+    known = message.DESCRIPTOR.fields_by_name
+    return [(known[name], getattr(message, name)) for name in ("name", "external_data")]
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether strings are UTF-8; the others protobuf gives as bytes."""
+    return isinstance(value, str) or (
+        not isinstance(value, bytes) and all(isinstance(one, str) for one in value)
+    )
 
 
 def _is_external(tensor: "TensorProto") -> bool:

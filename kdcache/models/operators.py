@@ -29,7 +29,7 @@ broadcast_tensors broadcast_to bucketize cat cdist ceil celu channel_shuffle chu
 clamp_min clip clone col2im column_stack concat constant_pad_nd contiguous conv1d conv2d conv3d
 conv_transpose1d conv_transpose2d conv_transpose3d _convolution convolution copy cos cosh
 cosine_similarity cummax cumprod cumsum deg2rad detach diag diag_embed diagonal diff div divide dot
-dropout dropout1d dsplit einsum elu embedding eq erf erfc erfinv exp exp2 expand expand_as expm1 eye
+dropout dsplit einsum elu embedding eq erf erfc erfinv exp exp2 expand expand_as expm1 eye
 feature_alpha_dropout feature_dropout _fft_c2c _fft_c2r fft_fft fft_fft2 fft_fftn fft_fftshift
 fft_ifft fft_ifft2 fft_ifftn fft_ifftshift fft_irfft fft_irfft2 fft_irfftn _fft_r2c fft_rfft
 fft_rfft2 fft_rfftn fill flatten flip fliplr flipud float_power floor floor_divide fmax fmin fmod
@@ -50,8 +50,8 @@ replication_pad1d replication_pad2d reshape reshape_as resolve_conj resolve_neg 
 round rsqrt rsub scalar_tensor scaled_dot_product_attention
 _scaled_dot_product_flash_attention_for_cpu scatter scatter_add scatter_reduce searchsorted select
 select_scatter selu sigmoid sign silu sin sinc sinh slice slice_scatter _softmax softmax softplus
-softshrink softsign sort split split_with_sizes sqrt square squeeze stack std std_mean sub subtract
-sum swapaxes swapdims sym_numel sym_size sym_stride t take take_along_dim tan tanh tensor_split
+softshrink sort split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum
+swapaxes swapdims sym_numel sym_size sym_stride t take take_along_dim tan tanh tensor_split
 tensordot threshold tile to _to_copy topk trace transpose tril tril_indices triu triu_indices
 true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes
 _unsafe_view unsqueeze upsample_bicubic2d _upsample_bicubic2d_aa upsample_bilinear2d

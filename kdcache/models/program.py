@@ -191,12 +191,12 @@ def _make_step(node: Node, depth: int) -> Step:
         return Step(scalar, args, (), outputs, many=False)
     operator = find_aten(node.target)
     given = {named.name: _read(named.arg) for named in node.inputs}
-    args, kwargs = _by_schema(operator, given)
     if given.get("train") is True or given.get("training") is True:
         raise UsageError(
             f"runs {node.target!r} as in training, so equal images would get other logits; call "
             "network.eval() before torch.export"
         )
+    args, kwargs = _by_schema(operator, given)
     if len(outputs) != (expected := len(operator._schema.returns)):
         raise UsageError(f"{node.target!r} has {len(outputs)} outputs, expected {expected}")
     return Step(operator, args, kwargs, outputs, many=expected != 1)
@@ -331,7 +331,7 @@ def _forget(steps: list[Step], needed: set[str]) -> Iterator[Step]:
     for step in reversed(steps):
         mentioned = {*_names((step.args, step.kwargs)), *_flat(step.outputs)}
         found.append(replace(step, done=tuple(sorted(mentioned - needed))))
-        needed = needed | mentioned
+        needed |= mentioned
     return reversed(found)
 
 
