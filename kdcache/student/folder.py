@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,8 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     if found is not None:
         if not resume:
             raise UsageError(f"{folder}: holds a run; go on with --resume, or name another folder")
-        differing = [
-            f"{name} {found.get(name)}, this one has {config.get(name)}"
-            for name in sorted(config.keys() | found.keys())
-            if config.get(name) != found.get(name)
-        ]
+        # Plain JSON on both sides: a tuple is a list there.
+        differing = list(_differences(found, json.loads(text)))
         if differing:
             raise UsageError(
                 f"{folder}: holds a run with {'; with '.join(differing)}; resume with the same "
@@ -68,6 +65,16 @@ def open_run(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be made: {error.strerror}") from error
     write_atomically(path, lambda partial: partial.write_text(text))
+
+
+def _differences(found: dict[str, Any], ours: dict[str, Any], where: str = "") -> Iterator[str]:
+    """Yield what differs between two settings, by name; of tables, what differs in them."""
+    for name in sorted(ours.keys() | found.keys()):
+        theirs, mine = found.get(name), ours.get(name)
+        if isinstance(theirs, dict) and isinstance(mine, dict):
+            yield from _differences(theirs, mine, f"{where}{name}.")
+        elif theirs != mine:
+            yield f"{where}{name} {theirs}, this one has {mine}"
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
