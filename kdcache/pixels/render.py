@@ -257,9 +257,10 @@ def render_block(
     *,
     uids_N: NDArray[np.uint64],
     views: Sequence[int],
+    role: Role = "student",
     whole: bool = True,
 ) -> RenderedBlock:
     """Return a block's pixels in the given views; as render_drawn. uids_N: of the block's rows."""
     one = recipe.model_copy(update={"block": max(len(uids_N), 1)})
-    drawn = [draw_view(one, uids_N, view=view) for view in views]
-    return render_drawn(recipe, images, drawn, whole=whole)
+    drawn = [draw_view(one, uids_N, view=view, role=role) for view in views]
+    return render_drawn(recipe, images, drawn, role=role, whole=whole)

@@ -1,6 +1,6 @@
 """Crops to views: resizes in uint8 whose bytes are the same on every machine.
 
-The bilinear two differ from each other by one level, rarely by two; all are antialiased.
+All are antialiased. torch's and Pillow's differ by one level, rarely by two.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,19 @@ Pixels = NDArray[np.uint8]
 
 def resize_torch(pixels: Pixels, size: int) -> Pixels:
     """Return pixels as (size, size, 3) by torch's bilinear antialiased resize in uint8."""
+    return _by_torch(pixels, size, "bilinear")
+
+
+def resize_torch_bicubic(pixels: Pixels, size: int) -> Pixels:
+    """Return pixels as (size, size, 3) as resize_torch, bicubic (a = -0.5)."""
+    return _by_torch(pixels, size, "bicubic")
+
+
+def _by_torch(pixels: Pixels, size: int, mode: str) -> Pixels:
     # The batch's axis comes first: added after permuting, torch takes this for channels first, and
     # moves every pixel twice.
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
+    resized = F.interpolate(batch, size=(size, size), mode=mode, antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
@@ -44,5 +53,6 @@ def _by_pillow(pixels: Pixels, size: int, filter_: Image.Resampling) -> Pixels:
 RESIZE: dict[Resize, Callable[[Pixels, int], Pixels]] = {
     "torch": resize_torch,
     "pillow": resize_pillow,
+    "torch-bicubic": resize_torch_bicubic,
     "pillow-bicubic": resize_pillow_bicubic,
 }

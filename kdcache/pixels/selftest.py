@@ -28,6 +28,7 @@ _EXPECTED = {
     "draw": "c66874b56bee8325",
     "resize torch": "dd4bf4a81f11fb14",
     "resize pillow": "e4b911edbb041223",
+    "resize torch-bicubic": "05d983388c6edfd5",
     "resize pillow-bicubic": "72de0245e0b06933",
     "steps": "b134099cd9e4fada",
     "mix": "f7348141b763279c",
@@ -89,6 +90,7 @@ _TESTS: dict[str, Callable[[], list[NDArray[np.generic]]]] = {
     "draw": _drawn,
     "resize torch": lambda: _resized("torch"),
     "resize pillow": lambda: _resized("pillow"),
+    "resize torch-bicubic": lambda: _resized("torch-bicubic"),
     "resize pillow-bicubic": lambda: _resized("pillow-bicubic"),
     "steps": _stepped,
     "mix": _mixed,
@@ -104,7 +106,7 @@ def found_digest(test: str) -> str:
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def check_pixels(resize: Resize) -> None:
     """Check, once in a process, that its libraries make the pixels of pixel function 1.
 

@@ -11,7 +11,7 @@ MAX_OPS = 8
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Strength = Annotated[float, Field(ge=0.0, le=10.0)]
 Range = tuple[float, float]
-Resize = Literal["torch", "pillow", "pillow-bicubic"]
+Resize = Literal["torch", "pillow", "torch-bicubic", "pillow-bicubic"]
 Role = Literal["student", "teacher"]
 
 

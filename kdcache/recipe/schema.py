@@ -64,8 +64,8 @@ class Recipe(Part):
     pixels: version of the pixel function (docs/format.md).
     seed: 0 to 2**63 - 1. size: height and width of a view, in pixels.
     block: rows of a tar among which mixing partners are drawn.
-    resize: the resize function. torch and pillow are bilinear with antialiasing and differ by one
-    level, in one value of ten million by two; pillow-bicubic is bicubic with antialiasing.
+    resize: the resize function, with antialiasing: torch and pillow are bilinear and differ by one
+    level, in one value of ten million by two; so do the bicubic ones.
     """
 
     pixels: Literal[1] = 1

@@ -20,7 +20,7 @@ from kdcache.replay.stream import StreamOptions
 from kdcache.student.metrics import Score, evaluate
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875
-RESIZES: dict[str, Resize] = {"bilinear": "torch", "bicubic": "pillow-bicubic"}
+RESIZES: dict[str, Resize] = {"bilinear": "torch", "bicubic": "torch-bicubic"}
 BILINEAR = ("torch", "pillow")
 CROP_TOLERANCE = 0.01
 

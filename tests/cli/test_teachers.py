@@ -111,7 +111,8 @@ def test_a_student_learns_from_two_caches_and_is_measured_against_both(
     alone = train(kdcache, dataset, tmp_path / "alone", "--cache", caches[0], *val[:4])
     assert alone.value["val_kl_nats"] != pytest.approx(outcome.value["val_kl_nats"], abs=1e-3)
     other = train(kdcache, dataset, run, *both, *val, "--weights", "1,1", "--resume")
-    check_refusal(other, 3, "joined")
+    assert other.code == 2
+    assert "joined.shares [0.75, 0.25], this one has [0.5, 0.5]" in other.stderr
 
 
 # --- other classes -------------------------------------------------------------------------

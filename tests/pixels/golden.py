@@ -16,7 +16,7 @@ from kdcache.errors import DataError
 from kdcache.pixels.decode import decode_image, read_header
 from kdcache.pixels.render import render_block
 from kdcache.pixels.witness import witness
-from kdcache.recipe.parts import Decode
+from kdcache.recipe.parts import Decode, Resize, Role
 from kdcache.recipe.schema import Recipe, load_recipe, parse_recipe, presets
 from tests.photos import pattern_png
 
@@ -39,6 +39,8 @@ TABLES: dict[str, dict[str, Any]] = {
     "mix": {"law": "switch", "mixup": 0.4, "cutmix": 0.4},
 }
 RESIZES = ("torch", "pillow")
+BICUBIC: tuple[Resize, ...] = ("torch-bicubic", "pillow-bicubic")
+TEACHERS = ((24, None), (11, "torch-bicubic"))
 NUM_VIEWS = 8
 
 
@@ -47,13 +49,13 @@ def _recipe(**changes: Any) -> Recipe:
     return parse_recipe({**base, **changes}, source="golden")
 
 
-def _rendered(recipe: Recipe, *, views: int = NUM_VIEWS) -> list[str]:
+def _rendered(recipe: Recipe, *, views: int = NUM_VIEWS, role: Role = "student") -> list[str]:
     """Return the witness of a block of sound images in each view: JPEG at all scales, PNG, WebP."""
     names = ("rgb420.jpg", "progressive.jpg", "grey.jpg", "cmyk.jpg", "rgba.png", "rgb.webp")
     files = [PHOTO.read_bytes(), pattern_png(61, 47), pattern_png(300, 200, kind=2)]
     files += [(GOLDEN / "edge" / name).read_bytes() for name in names]
     uids = np.arange(1, len(files) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    block = render_block(recipe, files, uids_N=uids, views=range(views))
+    block = render_block(recipe, files, uids_N=uids, views=range(views), role=role)
     assert block.usable_N.all(), block.problems
     return [f"{found:016x}" for found in block.witnesses().tolist()]
 
@@ -91,6 +93,13 @@ def _cases() -> Iterator[tuple[str, list[str]]]:
         yield f"all tables, {resize}", _rendered(_recipe(resize=resize, **TABLES))
         for path in EDGE:
             yield f"edge {path.name}, {resize}", _edge(path, resize)
+    for resize in BICUBIC:
+        yield f"plain, {resize}", _rendered(_recipe(resize=resize), views=40)
+    for size, teachers in TEACHERS:
+        table = {"size": size} if teachers is None else {"size": size, "resize": teachers}
+        recipe = _recipe(teacher=table, **TABLES)
+        yield f"all tables, teacher at {size}", _rendered(recipe, role="teacher")
+        assert _rendered(recipe) == _rendered(_recipe(**TABLES))
     for name, table in TABLES.items():
         yield f"table {name}", _rendered(_recipe(**{name: table}))
     for path in EDGE:

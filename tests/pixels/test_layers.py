@@ -263,7 +263,8 @@ def test_each_layer_names_what_it_rests_on() -> None:
     assert [layer.value for layer in Layer] == ["draw", "decode", "resize", "steps", "mix"]
     assert set(LayerDigests().values()) == KEPT
     assert libraries(Layer.RESIZE, resize="pillow-bicubic") == ("pillow",)
-    assert set(RESIZE) == {"torch", "pillow", "pillow-bicubic"}
+    assert libraries(Layer.RESIZE, resize="torch-bicubic") == ("torch",)
+    assert set(RESIZE) == {"torch", "pillow", "torch-bicubic", "pillow-bicubic"}
 
 
 def test_the_digest_of_nothing_is_xxh3s_and_the_layout_in_memory_does_not_count() -> None:
