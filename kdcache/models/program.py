@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from kdcache.errors import UsageError
 from kdcache.models.graph_document import Argument, Graph, Node
-from kdcache.models.operators import CHECKS, SCALARS, find_aten
+from kdcache.models.operators import CHECKS, SCALARS, find_aten, normalise
 
 T = TypeVar("T")
 
@@ -49,6 +49,9 @@ _FORMATS = {
     4: torch.preserve_format,
 }
 _STRIDED = 7
+_CHECKED: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: normalise
+}
 _RESHAPED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
@@ -167,8 +170,8 @@ def make_plan(graph: Graph, depth: int = 0) -> Plan:
     for name in _names(outputs):
         if name not in names:
             raise UsageError(f"gives {name[:60]!r}, which no step makes")
-    if not aliases.view_written:
-        steps = [replace(step, call=_RESHAPED.get(step.call, step.call)) for step in steps]
+    others = _CHECKED if aliases.view_written else _CHECKED | _RESHAPED
+    steps = [replace(step, call=others.get(step.call, step.call)) for step in steps]
     return Plan(inputs, tuple(_forget(steps, set(_names(outputs)))), outputs)
 
 
@@ -199,11 +202,11 @@ def _make_step(node: Node, depth: int) -> Step:
     args, kwargs = _by_schema(operator, given)
     if len(outputs) != (expected := len(operator._schema.returns)):
         raise UsageError(f"{node.target!r} has {len(outputs)} outputs, expected {expected}")
-    return Step(operator, args, kwargs, outputs, many=expected != 1)
+    return Step(operator, args, kwargs, outputs or (None,), many=expected > 1)
 
 
 def _by_schema(
-    operator: OpOverload[..., Any], given: dict[str, Any]
+    operator: "OpOverload[..., Any]", given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     """Return arguments by position as far as none is left out, and the others by name."""
     args: list[Any] = []
