@@ -246,13 +246,11 @@ def _as_tensor(data: bytearray | None, payload: Payload, name: str) -> Tensor:
     held = len(data) // dtype.itemsize
     if len(sizes) != len(strides) or count > held or (count and reach >= held):
         raise UsageError(f"has {name!r} of shape {sizes} in {len(data)} B, {AGAIN}")
-    if not count:
-        return _kept(torch.empty(sizes, dtype=dtype), payload)
-    numbers = torch.frombuffer(data, dtype=dtype, count=held)
-    return _kept(numbers.as_strided(sizes, strides, offset), payload)
-
-
-def _kept(tensor: Tensor, payload: Payload) -> Tensor:
+    try:
+        numbers = torch.frombuffer(data, dtype=dtype, count=held) if held else torch.empty(0)
+        tensor = numbers.to(dtype).as_strided(sizes, strides, offset if count else 0)
+    except RuntimeError as error:
+        raise UsageError(f"has {name!r} of shape {sizes}: {error}") from None
     return nn.Parameter(tensor, requires_grad=False) if payload.is_param else tensor
 
 

@@ -56,7 +56,7 @@ class Expression(_Record):
 
 
 class Extent(_Union):
-    as_int: int | None = None
+    as_int: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
     as_expr: Expression | None = None
 
 

@@ -226,17 +226,19 @@ def _by_schema(
 
 def _nested(node: Node, outputs: tuple[str | tuple[str, ...] | None, ...], depth: int) -> Step:
     """Return a step that runs a graph within a graph, under autocast or without gradients."""
-    *settings, graph = (given.arg for given in node.inputs[: 5 if node.target == _AUTOCAST else 2])
+    count = 4 if node.target == _AUTOCAST else 1
+    settings, rest = node.inputs[:count], node.inputs[count + 1 :]
+    graph = node.inputs[count].arg if len(node.inputs) > count else Argument(as_none=True)
     if graph.kind != "as_graph" or len(graph.value.graph.outputs) != len(outputs):
         raise UsageError(f"{node.target!r} is not given as torch.export gives it")
     plan = make_plan(graph.value.graph, depth + 1)
-    rest = tuple(_read(given.arg) for given in node.inputs[len(settings) + 1 :])
+    given = tuple(_read(named.arg) for named in rest)
     call: Callable[..., Any]
     if node.target == _AUTOCAST:
-        _, dtype, enabled, _ = map(_read, settings)
-        call, args = _run_with_autocast, (Here(), dtype, enabled, *rest)
+        _, dtype, enabled, _ = (_read(named.arg) for named in settings)
+        call, args = _run_with_autocast, (Here(), dtype, enabled, *given)
     else:
-        call, args = _run_with_grad, (Here(), _read(settings[0]), *rest)
+        call, args = _run_with_grad, (Here(), _read(settings[0].arg), *given)
     if len(rest) != len(plan.inputs):
         raise UsageError(f"{node.target!r} gives {len(rest)} values to {len(plan.inputs)} inputs")
     return Step(partial(call, plan), args, (), outputs, many=True)

@@ -402,6 +402,11 @@ def set_signature(kind: str, value: Any) -> Edit:
     return change
 
 
+def cut_autocast(document: Any) -> None:
+    node = next(n for n in graph_of(document)["nodes"] if "autocast" in n["target"])
+    del node["inputs"][1:]
+
+
 def write_to_weights(document: Any) -> None:
     node = graph_of(document)["nodes"][-1]
     weight = graph_of(document)["inputs"][0]
@@ -451,6 +456,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
         set_signature("parameter", {"arg": {"name": "p"}, "parameter_name": "no.such"}),
         "has 0 tensors 'no.such'",
     ),
+    "nothing within autocast": (cut_autocast, "not given as torch.export gives it"),
     "writing to weights": (write_to_weights, "changes weights or images in place"),
     "training": (train, r"call network\.eval\(\)"),
     "another schema": (lambda document: document["schema_version"].update(major=9), "schema 9"),
@@ -489,6 +495,7 @@ PAYLOADS: dict[str, tuple[dict[str, Any], str]] = {
         {"sizes": [{"as_int": 2**40}], "strides": [{"as_int": 0}]},
         "of shape",
     ),
+    "huger": ({"sizes": [{"as_int": 2**70}]}, "sizes"),
     "backwards": ({"strides": [{"as_int": -1}] * 4}, "not fixed"),
     "symbolic": ({"sizes": [{"as_expr": {"expr_str": "1"}}]}, "not fixed"),
     "of no dtype": ({"dtype": 0}, "dtype number 0"),
