@@ -1,7 +1,7 @@
 """A program read from a document, as steps that this module runs itself.
 
-Invariant: no source text is generated or evaluated; a step is an operator of kdcache.models.
-operators, the names of values, and literals. Device arguments are the device of the images, so a
+Invariant: no source text is generated or evaluated; a step is an operator that operators.py lists,
+the names of values, and literals. Device arguments are the device of the images, so a
 program runs where its weights are.
 
 Departure from torch.export: `view` runs as `reshape`, which is the same where a view exists, and

@@ -606,7 +606,7 @@ def write_raw(path: Path, names: list[str], **options: Any) -> Path:
     [
         ["root/a", "root/a"],
         ["root/../a"],
-        ["/root/a"],
+        ["/top/a"],
         ["../a"],
         ["root//a"],
         ["root\\a"],
