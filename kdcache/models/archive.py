@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -81,18 +81,18 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         UsageError: it is something else, or is not as torch writes it.
     """
-    try:
-        if not path.is_file():
-            raise UsageError("there is no such file; expected one that torch.export.save wrote")
-        size = path.stat().st_size
-        with path.open("rb") as handle:
+    with ExitStack() as stack:
+        try:
+            if not path.is_file():
+                raise UsageError("there is no such file; expected one that torch.export.save wrote")
+            handle = stack.enter_context(path.open("rb"))
             if handle.read(4) != _MAGIC:
                 raise UsageError(f"is no .pt2 archive; it may be damaged, or {_WEIGHTS}")
-            handle.seek(0)
-            with zipfile.ZipFile(handle) as file:
-                yield _checked(file, size)
-    except _BROKEN as error:
-        raise UsageError(f"is a damaged archive: {error!r}") from None
+            file = stack.enter_context(zipfile.ZipFile(handle))
+            archive = _checked(file, path.stat().st_size)
+        except _BROKEN as error:
+            raise UsageError(f"is a damaged archive: {error!r}") from None
+        yield archive
 
 
 def _checked(file: zipfile.ZipFile, size: int) -> Archive:

@@ -137,7 +137,7 @@ def _open_session(file: OnnxFile, provider: str, device_id: int = 0) -> Any:
         return InferenceSession(file.data, options, providers=providers, enable_fallback=0)
     except Exception as error:  # it has many kinds
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"ONNX Runtime cannot run it: {line[:300]}") from None
+        raise UsageError(f"ONNX Runtime cannot run it: {line[:300]!a}") from None
 
 
 def _read_images(session: Any) -> _Images:

@@ -34,7 +34,7 @@ from kdcache.models.source import Model, Takes
 
 _DOCUMENT_BYTES = 2**26
 _FOLDERS = {"weights": "data/weights", "constants": "data/constants"}
-_PATH = re.compile(r"\w+(\.\w+){0,63}", re.ASCII)
+_PATH = re.compile(r"[^.]{1,200}(\.[^.]{1,200}){0,63}")
 _SYMBOL = re.compile(r"Symbol\('(\w+)'(, \w+=(True|False))*\)", re.ASCII)
 
 
@@ -208,6 +208,7 @@ def _read_weights(
     places: dict[int, str] = {}
     weights: dict[str, Tensor] = {}
     read: dict[tuple[str, str], Tensor] = {}  # weights that are tied stay tied
+    stored: dict[str, bytearray] = {}
     for place, spec in enumerate(document.graph_module.signature.input_specs):
         if spec.kind in ("user_input", "constant_input"):
             continue
@@ -220,21 +221,24 @@ def _read_weights(
         payload = configs[kinds[0]].config[name]
         key = (kinds[0], payload.model_dump_json())
         if key not in read:
-            read[key] = _read_tensor(archive, _FOLDERS[kinds[0]], payload, name)
+            member = f"{_FOLDERS[kinds[0]]}/{payload.path_name}"
+            if member not in stored and not payload.use_pickle:
+                stored[member] = archive.read(member)
+            read[key] = _as_tensor(stored.get(member), payload, name)
         places[place], weights[name] = name, read[key]
     return places, weights
 
 
-def _read_tensor(archive: Archive, folder: str, payload: Payload, name: str) -> Tensor:
+def _as_tensor(data: bytearray | None, payload: Payload, name: str) -> Tensor:
+    """Return the tensor that a payload says its bytes are; None if they are a pickle."""
     meta = payload.tensor_meta
-    if payload.use_pickle or meta is None:
+    if data is None or payload.use_pickle or meta is None:
         raise UsageError(
             f"has {name!r} as a pickle, which could run code; turn it into a plain tensor before "
             "torch.export"
         )
     if (dtype := DTYPES.get(meta.dtype)) is None:
         raise UsageError(f"has {name!r} of dtype number {meta.dtype}, kdcache knows {[*DTYPES]}")
-    data = archive.read(f"{folder}/{payload.path_name}")
     sizes, strides = _numbers(meta.sizes, name), _numbers(meta.strides, name)
     (offset,) = _numbers([meta.storage_offset], name)
     count = math.prod(sizes)
@@ -242,13 +246,11 @@ def _read_tensor(archive: Archive, folder: str, payload: Payload, name: str) -> 
     held = len(data) // dtype.itemsize
     if len(sizes) != len(strides) or count > held or (count and reach >= held):
         raise UsageError(f"has {name!r} of shape {sizes} in {len(data)} B, {AGAIN}")
-    if not count:
-        return _kept(torch.empty(sizes, dtype=dtype), payload)
-    numbers = torch.frombuffer(data, dtype=dtype, count=held)
-    return _kept(numbers.as_strided(sizes, strides, offset), payload)
-
-
-def _kept(tensor: Tensor, payload: Payload) -> Tensor:
+    try:
+        numbers = torch.frombuffer(data, dtype=dtype, count=held) if held else torch.empty(0)
+        tensor = numbers.to(dtype).as_strided(sizes, strides, offset if count else 0)
+    except RuntimeError as error:
+        raise UsageError(f"has {name!r} of shape {sizes}: {error}") from None
     return nn.Parameter(tensor, requires_grad=False) if payload.is_param else tensor
 
 

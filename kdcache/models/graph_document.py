@@ -56,7 +56,7 @@ class Expression(_Record):
 
 
 class Extent(_Union):
-    as_int: int | None = None
+    as_int: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
     as_expr: Expression | None = None
 
 
@@ -242,7 +242,7 @@ def read_record(kind: type[R], data: bytes, *, name: str) -> R:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))[:200]
+        where = ascii(".".join(map(str, first["loc"])))[1:200].rstrip("'")
         problem = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{name}{': ' if where else ''}{where}: {problem}") from None
     except RecursionError:

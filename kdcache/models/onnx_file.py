@@ -86,10 +86,10 @@ def read_onnx(path: Path) -> OnnxFile:
     total = hashlib.sha256(data)
     model = _parse(data)
     _check_operators(model)
-    folder = path.parent.resolve()
+    folder, left = path.parent.resolve(), dict[Path, int]()
 
     def read(tensor: "TensorProto") -> bytes:
-        content = _read_external(tensor, folder)
+        content = _read_external(tensor, folder, left)
         total.update(f"{len(content)} {tensor.name}\n".encode())
         total.update(content)
         tensor.data_location = tensor.DEFAULT
@@ -198,8 +198,12 @@ def _check_operators(model: "ModelProto") -> None:
 # --- external data -------------------------------------------------------------------------
 
 
-def _read_external(tensor: "TensorProto", folder: Path) -> bytes:
-    """Return the bytes of a tensor from a file in the model's folder."""
+def _read_external(tensor: "TensorProto", folder: Path, left: dict[Path, int]) -> bytes:
+    """Return the bytes of a tensor from a file in the model's folder.
+
+    left: how much may yet be read of each file, which is twice what it has: weights may be shared,
+    but a small file is not to fill the memory.
+    """
     given = {entry.key: entry.value for entry in tensor.external_data}
     where = f"its tensor {tensor.name[:60]!r}"
     if len(given) != len(tensor.external_data) or not given.keys() <= {
@@ -218,7 +222,13 @@ def _read_external(tensor: "TensorProto", folder: Path) -> bytes:
         raise UsageError(f"{where} has {length} B of external data, expected {expected}")
     location = given.get("location", "")
     try:
-        return _read_part(_inside(location, folder, where), offset, length, where)
+        place = _inside(location, folder, where)
+        left[place] = left.get(place, 2 * place.stat().st_size) - length
+        if left[place] < 0 and offset + length <= place.stat().st_size:
+            raise UsageError(f"{where} and others have the same bytes of {place.name!r} as data")
+        return _read_part(place, offset, length, where)
+    except MemoryError:
+        raise UsageError(f"{where} has {length} B, more than the memory holds") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{where}: its data {location[:100]!r}: {reason}; {_TOGETHER}") from None

@@ -1,7 +1,7 @@
 """A program read from a document, as steps that this module runs itself.
 
-Invariant: no source text is generated or evaluated; a step is an operator of kdcache.models.
-operators, the names of values, and literals. Device arguments are the device of the images, so a
+Invariant: no source text is generated or evaluated; a step is an operator that operators.py lists,
+the names of values, and literals. Device arguments are the device of the images, so a
 program runs where its weights are.
 
 Departure from torch.export: `view` runs as `reshape`, which is the same where a view exists, and
@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 
 from kdcache.errors import UsageError
 from kdcache.models.graph_document import Argument, Graph, Node
-from kdcache.models.operators import CHECKS, SCALARS, find_aten
+from kdcache.models.operators import CHECKS, SCALARS, find_aten, normalise
 
 T = TypeVar("T")
 
@@ -49,6 +49,9 @@ _FORMATS = {
     4: torch.preserve_format,
 }
 _STRIDED = 7
+_CHECKED: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: normalise
+}
 _RESHAPED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
@@ -167,8 +170,8 @@ def make_plan(graph: Graph, depth: int = 0) -> Plan:
     for name in _names(outputs):
         if name not in names:
             raise UsageError(f"gives {name[:60]!r}, which no step makes")
-    if not aliases.view_written:
-        steps = [replace(step, call=_RESHAPED.get(step.call, step.call)) for step in steps]
+    others = _CHECKED if aliases.view_written else _CHECKED | _RESHAPED
+    steps = [replace(step, call=others.get(step.call, step.call)) for step in steps]
     return Plan(inputs, tuple(_forget(steps, set(_names(outputs)))), outputs)
 
 
@@ -199,11 +202,11 @@ def _make_step(node: Node, depth: int) -> Step:
     args, kwargs = _by_schema(operator, given)
     if len(outputs) != (expected := len(operator._schema.returns)):
         raise UsageError(f"{node.target!r} has {len(outputs)} outputs, expected {expected}")
-    return Step(operator, args, kwargs, outputs, many=expected != 1)
+    return Step(operator, args, kwargs, outputs or (None,), many=expected > 1)
 
 
 def _by_schema(
-    operator: OpOverload[..., Any], given: dict[str, Any]
+    operator: "OpOverload[..., Any]", given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     """Return arguments by position as far as none is left out, and the others by name."""
     args: list[Any] = []
@@ -223,17 +226,19 @@ def _by_schema(
 
 def _nested(node: Node, outputs: tuple[str | tuple[str, ...] | None, ...], depth: int) -> Step:
     """Return a step that runs a graph within a graph, under autocast or without gradients."""
-    *settings, graph = (given.arg for given in node.inputs[: 5 if node.target == _AUTOCAST else 2])
+    count = 4 if node.target == _AUTOCAST else 1
+    settings, rest = node.inputs[:count], node.inputs[count + 1 :]
+    graph = node.inputs[count].arg if len(node.inputs) > count else Argument(as_none=True)
     if graph.kind != "as_graph" or len(graph.value.graph.outputs) != len(outputs):
         raise UsageError(f"{node.target!r} is not given as torch.export gives it")
     plan = make_plan(graph.value.graph, depth + 1)
-    rest = tuple(_read(given.arg) for given in node.inputs[len(settings) + 1 :])
+    given = tuple(_read(named.arg) for named in rest)
     call: Callable[..., Any]
     if node.target == _AUTOCAST:
-        _, dtype, enabled, _ = map(_read, settings)
-        call, args = _run_with_autocast, (Here(), dtype, enabled, *rest)
+        _, dtype, enabled, _ = (_read(named.arg) for named in settings)
+        call, args = _run_with_autocast, (Here(), dtype, enabled, *given)
     else:
-        call, args = _run_with_grad, (Here(), _read(settings[0]), *rest)
+        call, args = _run_with_grad, (Here(), _read(settings[0].arg), *given)
     if len(rest) != len(plan.inputs):
         raise UsageError(f"{node.target!r} gives {len(rest)} values to {len(plan.inputs)} inputs")
     return Step(partial(call, plan), args, (), outputs, many=True)
