@@ -194,7 +194,10 @@ def _make_step(node: Node, depth: int) -> Step:
         return Step(scalar, args, (), outputs, many=False)
     operator = find_aten(node.target)
     given = {named.name: _read(named.arg) for named in node.inputs}
-    if given.get("train") is True or given.get("training") is True:
+    call: Callable[..., Any] = operator
+    if _standardises(operator, given):
+        call = _norm_of_one
+    elif given.get("train") is True or given.get("training") is True:
         raise UsageError(
             f"runs {node.target!r} as in training, so equal images would get other logits; call "
             "network.eval() before torch.export"
@@ -202,7 +205,24 @@ def _make_step(node: Node, depth: int) -> Step:
     args, kwargs = _by_schema(operator, given)
     if len(outputs) != (expected := len(operator._schema.returns)):
         raise UsageError(f"{node.target!r} has {len(outputs)} outputs, expected {expected}")
-    return Step(operator, args, kwargs, outputs or (None,), many=expected > 1)
+    return Step(call, args, kwargs, outputs or (None,), many=expected > 1)
+
+
+def _standardises(operator: "OpOverload[..., Any]", given: dict[str, Any]) -> bool:
+    """Return whether a step is batch norm without running statistics, as of weights."""
+    kept = (given.get("running_mean"), given.get("running_var"))
+    return operator is torch.ops.aten.batch_norm.default and kept == (None, None)
+
+
+def _norm_of_one(*args: Any, **kwargs: Any) -> Tensor:
+    """Return the batch norm of a batch of one, such as weights that a network standardises."""
+    if len(args[0]) != 1:
+        raise ValueError(
+            "normalises by the statistics of a batch, so equal images would get other logits; call "
+            "network.eval() before torch.export"
+        )
+    normalised: Tensor = torch.ops.aten.batch_norm.default(*args, **kwargs)
+    return normalised
 
 
 def _by_schema(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.cache.store import Cache, Tile
-from kdcache.errors import MismatchError
+from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import digest
 from kdcache.replay.formats import JoinedFormat, TargetFormat, field_name
 from kdcache.targets.combine import Average, check_shares
@@ -111,13 +111,10 @@ def join_targets(
 
 
 def _resolve(labels: LabelMap, cache: Cache) -> Mapping:
-    info = cache.info
-    return resolve(
-        labels,
-        num_classes=info.num_classes,
-        names=info.classes,
-        source=f"{labels.file}, for {cache.path}",
-    )
+    info, source = cache.info, f"{labels.file}, for {cache.path}"
+    if info.teacher.get("labels") == labels.id:
+        raise UsageError(f"{source}: its targets are mapped by it already; leave --labels out")
+    return resolve(labels, num_classes=info.num_classes, names=info.classes, source=source)
 
 
 def _check_alike(first: Cache, other: Cache) -> None:

@@ -64,16 +64,13 @@ def test_its_commands_run_one_after_the_other(place: Path, kdcache: Run) -> None
         outcome = kdcache(*words[1:])
         assert outcome.code == 0, (words, outcome.stderr)
         seen.append(words[1])
-    assert seen == ["teacher", "precompute", "precompute", "precompute", "train"] + [
-        "precompute",
-        "train",
-    ]
+    assert seen == ["teacher", *["precompute"] * 3, "train", "precompute", "train"]
     joined = open_cache(place / "build/mean").info.teacher
     assert (joined["shares"], joined["average"]) == ([0.7, 0.3], "logits")
 
 
 def test_its_files_are_read(place: Path) -> None:
-    recipe, labels = blocks("toml")
+    recipe, _ = blocks("toml")
     path = place / "recipe.toml"
     path.write_text(recipe)
     found = load_recipe(path)

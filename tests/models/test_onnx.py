@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError
 from kdcache.models import onnx_file
 from kdcache.models.from_onnx import open_onnx
+from kdcache.models.running import run_network
 from kdcache.models.source import Inputs, Model
-from kdcache.models.specs import run_network
 from kdcache.models.teacher import Preprocessing, weights_digest
 from kdcache.student.export import export_student
 from kdcache.student.trained import Trained

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError
 from kdcache.models.from_pt2 import open_pt2
 from kdcache.models.operators import ATEN, SCALARS, find_aten, normalise
+from kdcache.models.running import run_network
 from kdcache.models.source import Inputs, Model
-from kdcache.models.specs import run_network
 from kdcache.models.teacher import Preprocessing, weights_digest
 from kdcache.student.export import export_student
 from kdcache.student.trained import Trained
@@ -566,6 +566,33 @@ def test_programs_of_other_inputs_and_outputs_are_refused(tmp_path: Path) -> Non
 
 def test_a_program_in_training_mode_is_refused(tmp_path: Path) -> None:
     refusal(save_program(make_network().train(), tmp_path / "net.pt2"))
+
+
+class Standardised(nn.Module):
+    """Batch norm without statistics: of the weights, as in NFNets, or of the images."""
+
+    def __init__(self, *, of_images: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.of_images = nn.Conv2d(3, 4, 3), of_images
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        weight = self.conv.weight.reshape(1, 4, -1)
+        if self.of_images:
+            images_N3HW = nn.functional.batch_norm(images_N3HW, None, None, training=True)
+        else:
+            weight = nn.functional.batch_norm(weight, None, None, training=True)
+        kernel = weight.reshape_as(self.conv.weight)
+        return nn.functional.conv2d(images_N3HW, kernel).mean((2, 3))
+
+
+def test_weights_may_be_standardised_but_not_a_batch(tmp_path: Path) -> None:
+    network, images = Standardised(of_images=False).eval(), make_images(3)
+    model = open_pt2(save_program(network, tmp_path / "a.pt2"))
+    assert torch.allclose(model.network(images), network(images), atol=1e-6)
+    model = open_pt2(save_program(Standardised(of_images=True).eval(), tmp_path / "b.pt2"))
+    with pytest.raises(UsageError, match="statistics of a batch"):
+        run_network(model.network, images, name="teacher", num_classes=None)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

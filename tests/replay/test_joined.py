@@ -137,6 +137,8 @@ def test_targets_mapped_when_read_are_those_of_the_mapped_teacher(
     sparse = join_targets([both(made, "topk:3")[0]], labels=LABELS)
     near = log_probs(sparse, made.dataset, temperature)
     assert float((theirs.exp() * (theirs - near)).sum(1).mean()) < 5e-3
+    with pytest.raises(UsageError, match="mapped by it already"):
+        join_targets([stored], labels=LABELS)
 
 
 def test_teachers_may_be_averaged_and_mapped_at_once(made: Made) -> None:
