@@ -1,7 +1,5 @@
 """kdcache train."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcache.cli.data import Json
-from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.output import give, say
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import PANEL as TEACHER
 from kdcache.cli.teachers import (
@@ -27,10 +25,10 @@ from kdcache.cli.teachers import (
     teacher_spec,
     triple,
 )
+from kdcache.cli.training import describe, train_visibly
 
 if TYPE_CHECKING:
     from kdcache.models.ensemble import TeacherSpec
-    from kdcache.student.run import Pace, Run
 
 
 class Learn(StrEnum):
@@ -290,10 +288,10 @@ def train(
                 say(text, as_json=as_json)
 
         run = make_run(config, sources, folder=out, world=world, max_reuse=max_reuse, tell=tell)
-        tell(_describe(run))
+        tell(describe(run))
         if resume and (found := checkpoints(out)):
             tell(f"goes on from {found[-1]}")
-        last = _train_visibly(run, resume=resume, tell=tell, tensorboard=tensorboard)
+        last = train_visibly(run, resume=resume, tell=tell, tensorboard=tensorboard)
         if world.is_first:
             value = {"run": str(out), "reuse": reuse_factor(config, run.stream), **last}
             give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
@@ -334,107 +332,3 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
         precision=given["teacher_precision"],
         like=open_cache(path) if path is not None and is_cache(path) else None,
     )
-
-
-def _describe(run: "Run") -> str:
-    """Return what is about to happen."""
-    from kdcache.student.setup import reuse_factor
-
-    epochs, stream, world = run.config.epochs, run.stream, run.world
-    reuse = reuse_factor(run.config, stream)
-    if reuse is None:
-        views = "fresh views"
-    elif reuse <= 1:
-        views = f"{epochs} of {stream.num_views} stored views, each used once"
-    else:
-        views = f"{stream.num_views} stored views, each used {reuse:.3g} times"
-    place = str(world.device) if world.size == 1 else f"{world.size} processes"
-    return (
-        f"{epochs} epochs of {stream.num_samples} samples on {place}; {views}; at most "
-        f"{stream.memory_bytes / 2**20:,.0f} MiB of rendered blocks"
-    )
-
-
-def _train_visibly(
-    run: "Run", *, resume: bool, tell: Callable[[str], None], tensorboard: bool
-) -> dict[str, Any]:
-    """Train, showing progress; return the last epoch's metrics."""
-    from kdcache.student.loop import train as train_student
-
-    last: dict[str, Any] = {}
-
-    def report(metrics: dict[str, Any]) -> None:
-        if "epoch" in metrics:
-            last.clear()
-            last.update(metrics)
-            tell(f"epoch {metrics['epoch']}/{run.config.epochs}: {_in_words(metrics)}")
-
-    with ExitStack() as stack:
-        reports: list[Callable[[dict[str, Any]], None]] = [report]
-        if tensorboard and run.world.is_first:
-            from kdcache.report.tensorboard import tensorboard_writer
-
-            reports.append(stack.enter_context(tensorboard_writer(run.folder)))
-
-        def report_all(metrics: dict[str, Any]) -> None:
-            for one in reports:
-                one(metrics)
-
-        progress = stack.enter_context(_Bar())
-        try:
-            train_student(run, resume=resume, report=report_all, progress=progress)
-        except KeyboardInterrupt as end:
-            _draw_curves(run)
-            tell(f"stopped; go on from {run.folder} with --resume")
-            raise typer.Exit(143 if end.args else 130) from None
-    _draw_curves(run)
-    return last
-
-
-def _in_words(metrics: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in metrics.items()
-        if name not in ("epoch", "step")
-    )
-
-
-def _draw_curves(run: "Run") -> None:
-    """Draw the curves of a run that has any into its folder."""
-    from kdcache.report.curves import draw_curves
-    from kdcache.report.runs import read_run
-
-    if run.world.is_first and (log := read_run(run.folder)).lines:
-        draw_curves([log], run.folder / "curves.png")
-
-
-class _Bar:
-    """Shows the pace of a run from its first step on."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._pace: Pace | None = None
-        self._advance: Callable[[int], None] | None = None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __call__(self, pace: "Pace") -> None:
-        self._pace = pace
-        if self._advance is None:
-            left = pace.num_steps - pace.step + 1
-            bar = progress_bar("train", left, rates=lambda *_: self._rates())
-            self._advance = self._stack.enter_context(bar)
-        self._advance(1)
-
-    def _rates(self) -> str:
-        if (pace := self._pace) is None:
-            return ""
-        memory = "" if pace.memory_bytes is None else f", {human_bytes(pace.memory_bytes)} of GPU"
-        return (
-            f"steps, {pace.images_per_s:,.0f} images/s, {pace.wait_share:.0%} waiting for data"
-            f"{memory}"
-        )
