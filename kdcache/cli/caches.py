@@ -20,7 +20,7 @@ from kdcache.cli.teachers import (
     Std,
     TeacherClasses,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 
@@ -140,6 +140,7 @@ def verify(
       kdcache verify build/cache --data build/photos --teacher 0.01 --spec torchvision:resnet50
       --weights resnet50.pth
     """
+    given = dict(locals())
     from kdcache.cache.audit import check_objects, check_replay
     from kdcache.cache.store import open_cache
 
@@ -176,18 +177,7 @@ def verify(
             }
             lines["replay"] = f"{len(found)} blocks rendered again, {len(changed)} differ"
         if teacher and spec and not damage:
-            made = teacher_spec(
-                spec,
-                weights,
-                shares=shares,
-                average=average,
-                labels=labels,
-                num_classes=teacher_classes or (store.info.num_classes if labels is None else None),
-                mean=mean,
-                std=std,
-                precision=precision,
-                like=store,
-            )
+            made = teacher_given({**given, "teacher": spec}, store.info.num_classes, like=store)
             value["teacher"] = _again(store, source, teacher, made.load(device), lines)
     give(value, as_json=as_json, lines=lines)
     for finding in (damage + changed)[:FINDINGS_SHOWN]:

@@ -33,7 +33,7 @@ from kdcache.cli.teachers import (
     Std,
     TeacherClasses,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 from kdcache.errors import UsageError
 
@@ -81,6 +81,7 @@ def fidelity(
 
       kdcache fidelity build/dense-cache --max-bytes 40 --temperature 2 --out encodings.png
     """
+    given = dict(locals())
     from kdcache.cache.store import open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
@@ -100,17 +101,7 @@ def fidelity(
         raise UsageError(f"Missing {absent}: give all of {', '.join(others)}, or a dense cache")
     else:
         dataset, plan = load_dataset(data), load_recipe(recipe)
-        network = teacher_spec(
-            teacher,
-            weights,
-            shares=shares,
-            average=average,
-            labels=labels,
-            num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
-            mean=mean,
-            std=std,
-            precision=precision,
-        ).load(device)
+        network = teacher_given(given, dataset.num_classes).load(device)
         check_classes(dataset, plan, teacher=network, other_classes=teacher_classes is not None)
         source = dataset_source(dataset, plan)
         logits_NC = sample_teacher(

@@ -23,7 +23,7 @@ from kdcache.cli.teachers import (
     TeacherClasses,
     Teachers,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 from kdcache.errors import UsageError
 
@@ -102,6 +102,7 @@ def plan(
       kdcache plan --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
       --recipe funmatch --views 16 --gpu-price 3.5 --runs 10 --out plan.png
     """
+    given = dict(locals())
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
     from kdcache.precompute.prepare import check_classes, default_encoding
@@ -114,17 +115,7 @@ def plan(
     wanted = _read_views(views, epochs, reuse=reuse, span_views=span_views)
     prices = Prices(gpu_price, storage_price, months)
     dataset, loaded = load_dataset(data), load_recipe(recipe)
-    network = teacher_spec(
-        teacher,
-        weights,
-        shares=shares,
-        average=average,
-        labels=labels,
-        num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
-        mean=mean,
-        std=std,
-        precision=precision,
-    ).load(device)
+    network = teacher_given(given, dataset.num_classes).load(device)
     num_classes = check_classes(
         dataset, loaded, teacher=network, other_classes=teacher_classes is not None
     )

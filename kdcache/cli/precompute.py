@@ -35,7 +35,7 @@ from kdcache.cli.teachers import (
     TeacherClasses,
     Teachers,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 from kdcache.errors import UsageError
 
@@ -141,6 +141,7 @@ def precompute(
       kdcache precompute --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
       --recipe funmatch --views 16 --cache build/cache
     """
+    given = dict(locals())
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
@@ -160,19 +161,7 @@ def precompute(
     part = read_slice(slice_text)
     dataset, plan = load_dataset(data), load_recipe(recipe)
     store_there = open_cache(cache) if is_cache(cache) else None
-    spec = teacher_spec(
-        teacher,
-        weights,
-        shares=shares,
-        average=average,
-        labels=labels,
-        num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
-        mean=mean,
-        std=std,
-        precision=precision,
-        compiled=compiled,
-        like=store_there,
-    )
+    spec = teacher_given(given, dataset.num_classes, like=store_there)
     check_engine(engine, processes=processes, address=address, device=device)
     # Where others compute, this process only says what the teacher is.
     inline = engine is Engine.inline

@@ -23,7 +23,7 @@ from kdcache.cli.teachers import (
     Std,
     TeacherClasses,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 from kdcache.cli.upkeep import copy_visibly
 from kdcache.errors import CorruptError, IncompleteError, UsageError
@@ -81,6 +81,7 @@ def repair(
       kdcache repair build/cache --data build/photos --teacher torchvision:resnet50
       --weights resnet50.pth
     """
+    given = dict(locals())
     from kdcache.cache.copy import check_copies
     from kdcache.cache.merge import open_sources
     from kdcache.cache.repair import carry_out, is_readable, plan_repair, restore_root
@@ -101,18 +102,7 @@ def repair(
     dataset = None if data is None else load_dataset(data)
     run = None
     if teacher and dataset is not None:
-        made = teacher_spec(
-            teacher,
-            weights,
-            shares=shares,
-            average=average,
-            labels=labels,
-            num_classes=teacher_classes or (store.info.num_classes if labels is None else None),
-            mean=mean,
-            std=std,
-            precision=precision,
-            like=store,
-        )
+        made = teacher_given(given, store.info.num_classes, like=store)
         network = _checked_teacher(store, dataset, made.load(device))
         run = _Recomputing(dataset, network, batch_size, skip_bad, workers)
     plan = plan_repair(store, copies, dataset)

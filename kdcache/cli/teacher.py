@@ -21,7 +21,7 @@ from kdcache.cli.teachers import (
     Std,
     TeacherClasses,
     Weights,
-    teacher_spec,
+    teacher_given,
 )
 
 if TYPE_CHECKING:
@@ -70,23 +70,14 @@ def check(
 
       kdcache teacher check torchvision:resnet50@resnet50.pth --data build/val --samples 5000
     """
+    given = dict(locals())
     from kdcache.data.document import load_dataset
     from kdcache.recipe.schema import load_recipe
     from kdcache.report.teachers import CheckOptions, report_teacher
 
     dataset = load_dataset(data)
     plan = None if recipe is None else load_recipe(recipe)
-    network = teacher_spec(
-        teacher,
-        weights,
-        shares=shares,
-        average=average,
-        labels=labels,
-        num_classes=teacher_classes or (dataset.num_classes if labels is None else None),
-        mean=mean,
-        std=std,
-        precision=precision,
-    ).load(device)
+    network = teacher_given(given, dataset.num_classes).load(device)
     report = report_teacher(network, dataset, plan, CheckOptions(batch_size, samples, workers))
     give(_value(network, report), as_json=as_json, lines=_lines(network, report))
     for sentence in report.warnings:

@@ -124,6 +124,29 @@ def teacher_spec(
     )
 
 
+def teacher_given(
+    options: dict[str, Any], num_classes: int | None, *, like: "Cache | None" = None
+) -> "TeacherSpec":
+    """Return how the teacher is loaded that a command's options name, which have the names above.
+
+    num_classes: the teacher's, unless options say that it has others. like: as teacher_spec's.
+
+    Raises:
+        UsageError: an option says something else than it should.
+    """
+    names = ("shares", "average", "labels", "mean", "std", "precision")
+    if options["labels"] is not None:
+        num_classes = None
+    return teacher_spec(
+        options["teacher"],
+        options["weights"],
+        num_classes=options["teacher_classes"] or num_classes,
+        compiled=options.get("compiled", False),
+        like=like,
+        **{name: options[name] for name in names},
+    )
+
+
 def triple(text: str, option: str) -> "Triple":
     """Return three comma-separated numbers.
 
