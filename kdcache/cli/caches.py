@@ -55,6 +55,7 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
         f"({value['recipe']['id'][:12]})",
         "teacher": f"{value['teacher']['spec']}, {value['teacher']['precision']} "
         f"({value['teacher']['id'][:12]})",
+        "steady": _steadiness(store),
         "classes": value["num_classes"],
         "encoding": value["encoding"],
         "views": f"{value['views']} in spans of {value['span_views']}",
@@ -88,6 +89,17 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
             shown = " to ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else value
             texts.append(f"{prefix}{name} {shown}")
     return texts
+
+
+def _steadiness(store: "Cache") -> str:
+    """Return what was measured of the teacher when the cache was made."""
+    found = store.info.teacher.get("steadiness")
+    if found is None:
+        return "not measured"
+    repeat, batch = found["repeat_nats"], found["batch_nats"]
+    if repeat == batch == 0:
+        return "deterministic"
+    return f"differs by {repeat:.2g} nats from call to call, {batch:.2g} with the batch"
 
 
 def verify(

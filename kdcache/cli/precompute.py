@@ -145,6 +145,7 @@ def precompute(
     from kdcache.cache.store import is_cache, open_cache
     from kdcache.data.blocks import dataset_source
     from kdcache.data.document import load_dataset
+    from kdcache.models.shown import disagreements
     from kdcache.models.steadiness import measure_steadiness
     from kdcache.precompute.batching import fit_batch_size
     from kdcache.precompute.engines import run_inline
@@ -166,7 +167,7 @@ def precompute(
     # Where others compute, this process only says what the teacher is.
     inline = engine is Engine.inline
     network = spec.load(device) if inline else replace(spec, compiled=False).load("cpu")
-    for sentence in network.warnings:
+    for sentence in (*network.warnings, *disagreements(network, plan)):
         say(f"warning: {sentence}", as_json=as_json)
     if batch_size is None and inline:
         batch_size = fit_batch_size(network, plan.size_for("teacher"))

@@ -4,12 +4,12 @@ Accuracy is of the central crop, once as the teacher's source evaluates it and, 
 once as the recipe shows views to it: what lies between is what the disagreement costs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from kdcache.data.dataset import Dataset
+from kdcache.models.shown import CROP_TOLERANCE, RESIZES, class_warnings, disagreements
 from kdcache.models.steadiness import Steadiness, measure_steadiness
 from kdcache.models.teacher import Teacher
 from kdcache.precompute.batching import views_per_s
@@ -20,9 +20,6 @@ from kdcache.replay.stream import StreamOptions
 from kdcache.student.metrics import Score, evaluate
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875
-RESIZES: dict[str, Resize] = {"bilinear": "torch", "bicubic": "torch-bicubic"}
-BILINEAR = ("torch", "pillow")
-CROP_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -155,63 +152,3 @@ def _measure(
         labelled=labelled,
     )
     return Measure(view.size, view.resize, _share(view), score)
-
-
-# --- what disagrees ------------------------------------------------------------------------
-
-
-def disagreements(teacher: Teacher, recipe: Recipe) -> Iterator[str]:
-    """Yield where a recipe shows a teacher other images than it was made for, and the remedy."""
-    inputs, name = teacher.inputs, f"teacher {teacher.spec}"
-    size, resize = recipe.size_for("teacher"), recipe.resize_for("teacher")
-    if inputs.size not in (None, size):
-        yield (
-            f"{name}: made for {inputs.size} pixels, the recipe shows it {size}; [teacher] size = "
-            f"{inputs.size} in the recipe leaves the student's size as it is"
-        )
-    wanted = RESIZES.get(inputs.interpolation or "")
-    if inputs.interpolation is not None and wanted is None:
-        yield (
-            f"{name}: evaluated with {inputs.interpolation} resizes, which recipes do not have; "
-            f"this one's is {resize}"
-        )
-    elif wanted is not None and (wanted in BILINEAR) != (resize in BILINEAR):
-        yield (
-            f"{name}: evaluated with {inputs.interpolation} resizes, the recipe's is {resize}; "
-            f'[teacher] size = {size}, resize = "{wanted}" is what it knows'
-        )
-    if inputs.crop is not None and isinstance(recipe.crop, CentreCrop):
-        share = recipe.size / recipe.crop.resize
-        if abs(share - inputs.crop) > CROP_TOLERANCE:
-            yield (
-                f"{name}: evaluated on the central {inputs.crop:.3g} of the shorter side, the "
-                f"recipe crops {share:.3g}; crop.resize = {round(recipe.size / inputs.crop)} is "
-                "its own"
-            )
-
-
-def class_warnings(teacher: Teacher, dataset: Dataset, num_classes: int) -> Iterator[str]:
-    """Yield what is odd about a teacher's classes beside a dataset's."""
-    name, ours = f"teacher {teacher.spec}", dataset.classes
-    if dataset.num_classes not in (None, num_classes):
-        yield (
-            f"{name}: has {num_classes} classes, the dataset {dataset.num_classes}; its accuracy "
-            "is not measured; map its classes with --labels, or name --teacher-classes"
-        )
-    elif ours is not None and teacher.classes is not None and len(teacher.classes) == len(ours):
-        other = [
-            n for n, pair in enumerate(zip(ours, teacher.classes, strict=True)) if _differ(*pair)
-        ]
-        if other:
-            number = other[0]
-            yield (
-                f"{name}: {len(other)} of {len(ours)} classes have other names in the dataset; "
-                f"class {number} is {teacher.classes[number]!r} there, {ours[number]!r} here; "
-                "where the order differs, map it with --labels"
-            )
-
-
-def _differ(ours: str, theirs: str) -> bool:
-    """Return whether two names differ in letters and digits."""
-    plain = ("".join(c for c in name.casefold() if c.isalnum()) for name in (ours, theirs))
-    return len(set(plain)) > 1

@@ -6,16 +6,11 @@ from typing import Any
 import pytest
 
 from kdcache.data.dataset import Dataset
+from kdcache.models.shown import class_warnings, disagreements
 from kdcache.models.source import Inputs
 from kdcache.models.teacher import Teacher
 from kdcache.recipe.schema import parse_recipe
-from kdcache.report.teachers import (
-    CheckOptions,
-    class_warnings,
-    disagreements,
-    own_view,
-    report_teacher,
-)
+from kdcache.report.teachers import CheckOptions, own_view, report_teacher
 from tests import tiny
 
 FULL = Inputs(size=384, crop=1.0, interpolation="bicubic")
