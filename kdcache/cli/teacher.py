@@ -40,7 +40,7 @@ def root() -> None:
 @app.command()
 def check(
     teacher: Annotated[
-        list[str], typer.Argument(metavar="SPEC…", help=f"{SPEC_HELP}. Several are averaged.")
+        list[str], typer.Argument(metavar="SPEC", help=f"{SPEC_HELP}. Several are averaged.")
     ],
     data: Annotated[Path, typer.Option(help="Folder or dataset.json of images to measure on.")],
     recipe: Annotated[
