@@ -53,7 +53,7 @@ def inspect(cache: CachePath, as_json: Json = False) -> None:
         f"({value['dataset']['id'][:12]})",
         "recipe": f"{', '.join(_flat(store.info.recipe.canonical()))} "
         f"({value['recipe']['id'][:12]})",
-        "teacher": f"{value['teacher']['spec']}, {value['teacher']['precision']} "
+        "teacher": f"{value['teacher']['spec']}{_mean(store)}, {value['teacher']['precision']} "
         f"({value['teacher']['id'][:12]})",
         "steady": _steadiness(store),
         "classes": value["num_classes"],
@@ -89,6 +89,14 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
             shown = " to ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else value
             texts.append(f"{prefix}{name} {shown}")
     return texts
+
+
+def _mean(store: "Cache") -> str:
+    """Return how several teachers were averaged; nothing for one."""
+    teacher = store.info.teacher
+    if "members" not in teacher:
+        return ""
+    return f" (mean of {teacher['average']}, {', '.join(f'{s:g}' for s in teacher['shares'])})"
 
 
 def _steadiness(store: "Cache") -> str:

@@ -1,13 +1,13 @@
 """kdcache eval."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdcache.cli.data import Json
-from kdcache.cli.output import give
-from kdcache.cli.teachers import Average, AverageOption, Device, Labels, numbers, triple
+from kdcache.cli.output import give, say
+from kdcache.cli.teachers import Average, Device, Labels, numbers, triple
 from kdcache.cli.train import STUDENT_HELP, Channels, Data
 
 if TYPE_CHECKING:
@@ -29,9 +29,15 @@ def evaluate(
     ],
     shares: Annotated[
         str | None,
-        typer.Option("--weights", "--shares", help="Of each --cache in the mean, as 0.7,0.3."),
+        typer.Option(
+            "--weights",
+            "--shares",
+            help="Of each --cache in the mean, as 0.7,0.3; default: as the run's, or equal.",
+        ),
     ] = None,
-    average: AverageOption = Average.logits,
+    average: Annotated[
+        Average | None, typer.Option(help="What their mean is of; default: as the run was taught.")
+    ] = None,
     labels: Labels = None,
     student: Annotated[
         str | None,
@@ -72,10 +78,11 @@ def evaluate(
     from kdcache.student.trained import load_trained, make_facts
     from kdcache.targets.labels import load_labels
 
+    taught = _joined(weights, num_caches=len(cache))
     targets = join_targets(
         [open_cache(path) for path in cache],
-        shares=None if shares is None else numbers(shares, "--weights"),
-        average=average.value,
+        shares=taught.get("shares") if shares is None else numbers(shares, "--weights"),
+        average=taught.get("average", "logits") if average is None else average.value,
         labels=None if labels is None else load_labels(labels),
     )
     dataset, info, num_classes = load_dataset(data), targets.first.info, targets.format.num_classes
@@ -90,7 +97,8 @@ def evaluate(
     if trained.num_classes != num_classes:
         raise MismatchError(
             f"{targets.first.path}: has targets of {num_classes} classes, the student has "
-            f"{trained.num_classes}; precompute validation targets with its teacher"
+            f"{trained.num_classes}; precompute validation targets with its teacher, or give the "
+            "--labels that it was trained with"
         )
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     stream = replay_stream(targets, dataset, options)
@@ -102,8 +110,22 @@ def evaluate(
     shown = {name: value for name, value in score.to_dict().items() if value is not None}
     lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in shown.items()}
     give(score.to_dict(), as_json=as_json, lines=lines | extremes(table, names))
+    if not stream.labels_match:
+        say(
+            f"top-1 is not measured: the labels are of {dataset.num_classes or 'no'} classes, the "
+            f"targets of {num_classes}",
+            as_json=as_json,
+        )
     if classes is not None:
         write_classes(table, classes, names=names)
+
+
+def _joined(run: Path, *, num_caches: int) -> dict[str, Any]:
+    """Return how a run's caches were joined, if they were as many."""
+    from kdcache.student.folder import read_config
+
+    found = (read_config(run) or {}).get("joined", {}) if run.is_dir() else {}
+    return found if num_caches > 1 and len(found.get("caches", [])) == num_caches else {}
 
 
 def extremes(table: "ClassTable", names: "Sequence[str] | None") -> dict[str, str]:

@@ -79,7 +79,12 @@ def check(
     plan = None if recipe is None else load_recipe(recipe)
     network = teacher_given(given, dataset.num_classes).load(device)
     report = report_teacher(network, dataset, plan, CheckOptions(batch_size, samples, workers))
-    give(_value(network, report), as_json=as_json, lines=_lines(network, report))
+    lines = _lines(network, report)
+    if mean is None and network.takes == "images" and network.inputs.mean is None:
+        lines["normalises"] = f"{network.preprocessing}, a guess: its source does not say"
+    if plan is not None and report.shown is None:
+        lines["as shown"] = "the same" if report.refused is None else "fails"
+    give(_value(network, report), as_json=as_json, lines=lines)
     for sentence in report.warnings:
         say(f"warning: {sentence}", as_json=as_json)
 
@@ -108,13 +113,16 @@ def _value(teacher: "Teacher", report: "TeacherReport") -> dict[str, Any]:
             }
             for name, measure in measures.items()
         },
+        "refused": report.refused,
         "warnings": list(report.warnings),
     }
 
 
 def _lines(teacher: "Teacher", report: "TeacherReport") -> dict[str, object]:
     names, inputs = teacher.classes, teacher.inputs
-    shown = "" if names is None else f": {', '.join(names[:NAMES_SHOWN])}, …"
+    more = ", …" if len(names or ()) > NAMES_SHOWN else ""
+    shown = "" if names is None else f": {', '.join(names[:NAMES_SHOWN])}{more}"
+    itself = teacher.takes == "pixels" and not teacher.parts.keys() & {"members", "labels"}
     said = {
         "size": inputs.size,
         "crop": None if inputs.crop is None else f"{inputs.crop:.3g}",
@@ -126,12 +134,13 @@ def _lines(teacher: "Teacher", report: "TeacherReport") -> dict[str, object]:
         "fingerprint": teacher.description["id"],
         "weights": teacher.weights_id[:12],
         "made for": known or "its source does not say",
-        "normalises": ("itself" if teacher.takes == "pixels" else f"{teacher.preprocessing}"),
+        "normalises": "itself" if itself else f"{teacher.preprocessing}",
         "licence": teacher.licence or "its source does not say",
         "classes": f"{report.num_classes}{shown}",
         "precision": f"{teacher.precision} on {teacher.device}",
         "steadiness": report.steadiness,
-        "speed": f"{report.images_per_s:,.1f} images/s in batches of {report.batch_size}",
+        "speed": f"{report.images_per_s:,.1f} images/s of {report.size} pixels in batches of "
+        f"{report.batch_size}",
         "accuracy": _accuracy(report.own),
     }
     if report.shown is not None:

@@ -48,17 +48,24 @@ OptionalTeachers = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    _option("Weights of the one teacher: safetensors, or a PyTorch state_dict.", "--weights"),
+    _option(
+        "Weights of the one teacher, if its name has none: safetensors, or a PyTorch state_dict.",
+        "--weights",
+    ),
 ]
 Shares = Annotated[
-    str | None, _option("Of each teacher in the mean, as 0.7,0.3; default: equal.", "--shares")
+    str | None,
+    _option("Of each teacher in the mean, as 0.7,0.3 or 7,3; default: equal", "--shares"),
 ]
 AverageOption = Annotated[
     Average, _option("What the mean is of: logits (so log-probabilities), or probabilities.")
 ]
 Labels = Annotated[
     Path | None,
-    _option("File that maps the teacher's classes to those of the targets.", metavar="FILE.toml"),
+    _option(
+        "TOML that maps the teacher's classes to those of the targets (docs/how-to/teachers.md).",
+        metavar="FILE.toml",
+    ),
 ]
 TeacherClasses = Annotated[
     int | None, _option("Classes of the teacher, if they are not the dataset's labels.", min=2)
@@ -68,7 +75,9 @@ Mean = Annotated[
     _option("Mean of the pixels in 0 to 1, by channel; default: its source's, or ImageNet's."),
 ]
 Std = Annotated[str | None, _option("Standard deviation of the same.")]
-PrecisionOption = Annotated[Precision | None, _option("Default: the cache's, or float32.")]
+PrecisionOption = Annotated[
+    Precision | None, _option("Default: float32, or as the cache was made.")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 
 
@@ -104,17 +113,18 @@ def teacher_spec(
         raise UsageError("--mean and --std: give both, or neither")
     given = None if means is None or stds is None else Preprocessing(means, stds)
     stored = {} if like is None else like.info.teacher
-    usual, kept = Preprocessing(), Precision.float32
-    if "mean" in stored:
-        usual = Preprocessing(tuple(stored["mean"]), tuple(stored["std"]))
-        kept = Precision(stored["precision"])
+    kept = Precision(stored.get("precision", Precision.float32))
+    usual = tuple(
+        Preprocessing(tuple(member["mean"]), tuple(member["std"]))
+        for member in stored.get("members", [stored] if "mean" in stored else [])
+    )
     first, *others = teachers
     return TeacherSpec(
         first,
         weights,
         num_classes=num_classes,
         preprocessing=given,
-        usual=usual,
+        usual=usual if len(usual) == len(teachers) else (),
         precision=(precision or kept).value,
         compiled=compiled,
         others=tuple(others),

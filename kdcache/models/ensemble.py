@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,15 @@ class TeacherSpec:
     spec, weights: of the network; weights is None where the spec names them. others: specs of those
     that are averaged with it. shares: of each in the mean, spec's first; None gives each the same.
     average: what the mean is of; that of logits is that of log-probabilities. labels: of the
-    networks' classes to those of the targets. The rest is of all networks, as load_teacher's.
+    networks' classes to those of the targets. usual: of each network in turn, where its source
+    says nothing; ImageNet's for those not listed. The rest is of all networks, as load_teacher's.
     """
 
     spec: str
     weights: Path | None = None
     num_classes: int | None = None
     preprocessing: Preprocessing | None = None
-    usual: Preprocessing = IMAGENET
+    usual: tuple[Preprocessing, ...] = ()
     precision: Precision = "float32"
     compiled: bool = False
     others: tuple[str, ...] = ()
@@ -53,7 +54,10 @@ class TeacherSpec:
         Raises:
             UsageError: as load_teacher; or shares are not as many as teachers.
         """
-        shares = check_shares(self.shares, 1 + len(self.others))
+        specs = (self.spec, *self.others)
+        if self.shares is not None and not self.others:
+            raise UsageError("--shares: are of several teachers, found one; leave them out")
+        shares = check_shares(self.shares, len(specs))
         if self.others and self.weights is not None:
             raise UsageError(
                 "--weights: of which teacher? With several, name each one's in its spec: "
@@ -65,11 +69,11 @@ class TeacherSpec:
                 self.weights,
                 num_classes=self.num_classes,
                 preprocessing=self.preprocessing,
-                usual=self.usual,
+                usual=usual,
                 precision=self.precision,
                 device=device,
             )
-            for spec in (self.spec, *self.others)
+            for spec, usual in zip(specs, (*self.usual, *[IMAGENET] * len(specs)), strict=False)
         ]
         if self.compiled:
             members = [
@@ -118,7 +122,7 @@ def average_teachers(
         raise UsageError(f"teachers {specs}: the names of their classes differ; average others")
     licences = {member.licence for member in members}
     parts = {
-        "members": [member.description["id"] for member in members],
+        "members": [_named(member) for member in members],
         "shares": shares,
         "average": average,
     }
@@ -133,6 +137,11 @@ def average_teachers(
         parts=parts,
         warnings=tuple(sentence for member in members for sentence in member.warnings),
     )
+
+
+def _named(member: Teacher) -> dict[str, Any]:
+    """Return what a mean keeps of a member: its fingerprint, and how it normalises."""
+    return {name: member.description[name] for name in ("id", "mean", "std")}
 
 
 class _Mapped(nn.Module):

@@ -48,7 +48,7 @@ def class_warnings(teacher: Teacher, dataset: Dataset, num_classes: int) -> Iter
     if dataset.num_classes not in (None, num_classes):
         yield (
             f"{name}: has {num_classes} classes, the dataset {dataset.num_classes}; its accuracy "
-            "is not measured; map its classes with --labels, or name --teacher-classes"
+            "is not measured; map its classes to the dataset's with --labels"
         )
     elif ours is not None and teacher.classes is not None and len(teacher.classes) == len(ours):
         other = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError
 from kdcache.identity import digest
 from kdcache.models.checks import settle
-from kdcache.models.running import open_device, run_network
+from kdcache.models.running import NoMemoryError, open_device, run_network
 from kdcache.models.source import UNKNOWN, Inputs, Takes, Triple
 from kdcache.models.specs import open_model
 
@@ -134,7 +134,17 @@ class Teacher:
         Raises:
             UsageError: the network does not take this size, or has fewer than two classes.
         """
-        classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+        try:
+            classes = self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+        except NoMemoryError:
+            raise
+        except UsageError as error:
+            if self.inputs.size in (None, size):
+                raise
+            raise UsageError(
+                f"{error}; it was made for {self.inputs.size} pixels: [teacher] size = "
+                f"{self.inputs.size} in the recipe leaves the student's size as it is"
+            ) from error
         if classes < 2:
             raise UsageError(f"teacher {self.spec}: has {classes} class, distillation needs two")
         return classes
@@ -175,15 +185,21 @@ def load_teacher(
         UsageError: the spec or the weights do not serve or are missing; the device is not there.
     """
     model = open_model(spec, weights, num_classes=num_classes)
-    name = f"teacher {model.name}"
+    name = f"teacher {spec}"
     if not model.trained:
         raise UsageError(
             f"{name}: without weights it knows nothing; give a weights file, as {model.name}@FILE"
         )
-    warnings = [f"{name}: {sentence}" for sentence in settle(model.network, name)]
+    warnings = [*settle(model.network, name)]
     said = Preprocessing(model.inputs.mean or usual.mean, model.inputs.std or usual.std)
     if preprocessing is not None and model.takes == "pixels":
         raise UsageError(f"{name}: normalises pixels itself; leave --mean and --std out")
+    guessed = model.inputs.mean is None and model.takes == "images"
+    if guessed and preprocessing is None and model.graph is not None:
+        warnings.append(
+            f"{name}: does not say how pixels are normalised, {said} is taken; give --mean and "
+            "--std if it is another"
+        )
     if preprocessing not in (None, said) and model.inputs.mean is not None:
         warnings.append(f"{name}: its source says {said}, this run takes {preprocessing}")
     place = open_device(device)

@@ -21,10 +21,10 @@ def fit_batch_size(teacher: Teacher, size: int, *, most: int = MOST) -> int:
     Raises:
         UsageError: the teacher fails, or memory does not hold LEAST images.
     """
-    best, rate = LEAST, views_per_s(teacher, size, count=LEAST)
+    best, rate = LEAST, _views_per_s(teacher, size, count=LEAST)
     while best < most:
         try:
-            larger = views_per_s(teacher, size, count=2 * best)
+            larger = _views_per_s(teacher, size, count=2 * best)
         except NoMemoryError:
             break
         if larger < WORTH * rate:
@@ -35,12 +35,7 @@ def fit_batch_size(teacher: Teacher, size: int, *, most: int = MOST) -> int:
     return best
 
 
-def views_per_s(teacher: Teacher, size: int, *, count: int) -> float:
-    """Return the views a second of a teacher alone, in batches of count, of a size in pixels.
-
-    Raises:
-        UsageError: the teacher fails, or memory does not hold so many images.
-    """
+def _views_per_s(teacher: Teacher, size: int, *, count: int) -> float:
     pixels = torch.zeros(count, 3, size, size, dtype=torch.uint8, device=teacher.device)
     seconds = []
     for _ in range(1 + ROUNDS):  # the first one prepares

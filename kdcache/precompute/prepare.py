@@ -32,6 +32,14 @@ def check_classes(
         UsageError: the teacher does not serve.
     """
     num_classes = teacher.num_classes(recipe.size_for("teacher"))
+    if "labels" in teacher.parts and dataset.num_classes not in (None, num_classes):
+        if not other_classes:
+            raise MismatchError(
+                f"teacher {teacher.spec} has {num_classes} classes by --labels, dataset "
+                f"{dataset.root} has {dataset.num_classes}; index the tars again with labels of "
+                "these classes or, where they are still the teacher's own, give --teacher-classes"
+            )
+        return num_classes
     if dataset.num_classes not in (None, num_classes) and not other_classes:
         raise MismatchError(
             f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "

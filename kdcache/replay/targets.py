@@ -102,6 +102,8 @@ def join_targets(
     first, *others = caches
     for other in others:
         _check_alike(first, other)
+    if shares is not None and not others:
+        raise UsageError("--weights: are of several caches, found one; leave them out")
     weights = check_shares(shares, len(caches))
     mapping = None if labels is None else _resolve(labels, first)
     parts = tuple(TargetFormat(c.info.encoding, c.info.num_classes) for c in caches)

@@ -4,15 +4,17 @@ Accuracy is of the central crop, once as the teacher's source evaluates it and, 
 once as the recipe shows views to it: what lies between is what the disagreement costs.
 """
 
+import time
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from kdcache.data.dataset import Dataset
+from kdcache.errors import UsageError
 from kdcache.models.shown import CROP_TOLERANCE, RESIZES, class_warnings, disagreements
 from kdcache.models.steadiness import Steadiness, measure_steadiness
 from kdcache.models.teacher import Teacher
-from kdcache.precompute.batching import views_per_s
 from kdcache.recipe.parts import CentreCrop, MildCrop, Resize
 from kdcache.recipe.schema import Recipe, parse_recipe
 from kdcache.replay.open import fresh_stream
@@ -20,6 +22,7 @@ from kdcache.replay.stream import StreamOptions
 from kdcache.student.metrics import Score, evaluate
 
 USUAL_SIZE, USUAL_CROP = 224, 0.875
+MEASURED_S, MEASURED_CALLS = 1.0, 3
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class TeacherReport:
-    """What was found. shown: None where the recipe shows what the source says, or there is none.
+    """What was found. shown: None where the recipe shows what the source says, or nothing to it.
 
-    images_per_s: of the teacher alone, at the size that it is shown, in batches of batch_size.
+    refused: why the teacher does not take what the recipe shows, if so. images_per_s: of the
+    teacher alone, on images of size pixels, in batches of batch_size.
     """
 
     num_classes: int
     steadiness: Steadiness
     batch_size: int
+    size: int
+    refused: str | None
     images_per_s: float
     own: Measure
     shown: Measure | None
@@ -67,6 +73,12 @@ def report_teacher(
     """
     own = own_view(teacher)
     shown = None if recipe is None else _central(recipe)
+    refused = None
+    if shown is not None and shown.size != own.size:
+        try:
+            teacher.num_classes(shown.size)
+        except UsageError as error:
+            refused, shown = str(error), None
     seen = own if shown is None else shown
     num_classes = teacher.num_classes(seen.size)
     batch_size = min(options.batch_size, dataset.num_samples)
@@ -75,13 +87,16 @@ def report_teacher(
         num_classes=num_classes,
         steadiness=measure_steadiness(teacher, seen.size),
         batch_size=batch_size,
-        images_per_s=views_per_s(teacher, seen.size, count=batch_size),
+        size=seen.size,
+        refused=refused,
+        images_per_s=_images_per_s(teacher, seen.size, count=batch_size),
         own=_measure(teacher, dataset, own, options, labelled=labelled),
         shown=None
         if shown is None or _same(shown, own)
         else _measure(teacher, dataset, shown, options, labelled=labelled),
         warnings=(
             *teacher.warnings,
+            *([] if refused is None else [refused]),
             *([] if recipe is None else disagreements(teacher, recipe)),
             *class_warnings(teacher, dataset, num_classes),
         ),
@@ -119,6 +134,16 @@ def _share(view: Recipe) -> float:
 def _same(ours: Recipe, theirs: Recipe) -> bool:
     alike = (ours.size, ours.resize) == (theirs.size, theirs.resize)
     return alike and abs(_share(ours) - _share(theirs)) <= CROP_TOLERANCE
+
+
+def _images_per_s(teacher: Teacher, size: int, *, count: int) -> float:
+    pixels = torch.zeros(count, 3, size, size, dtype=torch.uint8, device=teacher.device)
+    teacher(pixels).sum().item()  # the first one prepares
+    calls, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < MEASURED_S or calls < MEASURED_CALLS:
+        teacher(pixels).sum().item()
+        calls += 1
+    return count * calls / seconds
 
 
 class _Pixels(nn.Module):

@@ -21,6 +21,7 @@ INSTEAD = {
     "timm:vit_base_patch16_384.augreg_in21k_ft_in1k": TEACHER,
     "torchvision:resnet50": TEACHER,
     "torchvision:resnet18": "tests.student.nets:small",
+    "timm:mobilenetv3_small_100": "timm:test_resnet",
     "--epochs 48": "--epochs 2 --batch-size 8 --workers 0",
     "--labels labels.toml …": "--labels labels.toml --student tests.student.nets:small "
     "--epochs 1 --batch-size 8 --workers 0 --data build/train --out build/mapped",
@@ -64,7 +65,8 @@ def test_its_commands_run_one_after_the_other(place: Path, kdcache: Run) -> None
         outcome = kdcache(*words[1:])
         assert outcome.code == 0, (words, outcome.stderr)
         seen.append(words[1])
-    assert seen == ["teacher", *["precompute"] * 3, "train", "precompute", "train"]
+    made = [*["precompute"] * 3, "train", "eval", "verify"]
+    assert seen == ["teacher", *made, "precompute", "train", "train", "export"]
     joined = open_cache(place / "build/mean").info.teacher
     assert (joined["shares"], joined["average"]) == ([0.7, 0.3], "logits")
 

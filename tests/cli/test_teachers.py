@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
+from kdcache.models.ensemble import average_teachers
+from kdcache.models.teacher import Preprocessing, load_teacher
 from kdcache.student.folder import read_config
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
 from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe, write_weights
+from tests.models.planting import SIDE, save_program
 
 OTHER = "tests.tiny:other_teacher"
 STUDENT = "tests.student.nets:small"
@@ -71,6 +75,19 @@ def test_two_teachers_make_one_cache_that_goes_on_and_is_verified(
     check_refusal(other, 3, "made by teacher")
 
 
+def test_a_mean_of_teachers_that_normalise_otherwise_is_known_again(
+    kdcache: Run, tmp_path: Path, dataset: Dataset
+) -> None:
+    grey = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    members = [tiny.make_teacher(), load_teacher(OTHER, None, preprocessing=grey)]
+    teacher = average_teachers(members, (0.5, 0.5))
+    cache = tiny.precompute(tmp_path / "c", dataset, tiny.make_recipe(), teacher=teacher).path
+    verify = ["verify", cache, "--data", dataset.root, "--teacher", "1", "--spec", TEACHER]
+    checked = kdcache(*verify, "--spec", OTHER, "--json")
+    assert checked.value["teacher"]["rows_equal"] == 1
+    assert "mean of logits, 0.5, 0.5" in kdcache("inspect", cache).stdout
+
+
 def test_processes_load_all_teachers(
     kdcache: Run, tmp_path: Path, dataset: Dataset, recipe: Path, labels: Path
 ) -> None:
@@ -103,11 +120,13 @@ def test_a_student_learns_from_two_caches_and_is_measured_against_both(
     joined = (read_config(run) or {})["joined"]
     assert joined["shares"] == [0.75, 0.25]
     assert [teacher["spec"] for teacher in joined["teachers"]] == [TEACHER, OTHER]
-    score = kdcache(
-        *("eval", run, "--student", STUDENT, "--data", dataset.root, *both, "--weights", "3,1"),
-        *("--workers", "0", "--device", "cpu", "--json"),
-    ).value
-    assert score["kl_nats"] == pytest.approx(outcome.value["val_kl_nats"], abs=1e-6)
+    evaluate = ["eval", run, "--student", STUDENT, "--data", dataset.root, *both]
+    evaluate += ["--workers", "0", "--device", "cpu", "--json"]
+    for options in ([], ["--weights", "3,1"]):  # the run's shares are those that hold
+        score = kdcache(*evaluate, *options).value
+        assert score["kl_nats"] == pytest.approx(outcome.value["val_kl_nats"], abs=1e-6)
+    other = kdcache(*evaluate, "--weights", "1,3").value["kl_nats"]
+    assert other != pytest.approx(outcome.value["val_kl_nats"], abs=1e-3)
     alone = train(kdcache, dataset, tmp_path / "alone", "--cache", caches[0], *val[:4])
     assert alone.value["val_kl_nats"] != pytest.approx(outcome.value["val_kl_nats"], abs=1e-3)
     other = train(kdcache, dataset, run, *both, *val, "--weights", "1,1", "--resume")
@@ -180,6 +199,7 @@ def test_options_that_contradict_each_other_are_refused(
     cases: list[tuple[list[object], list[str]]] = [
         ([*both, "--weights", weights], ["of which teacher", "SOURCE:NAME@WEIGHTS"]),
         ([*both, "--shares", "1"], ["share"]),
+        (["--teacher", TEACHER, "--shares", "1"], ["are of several teachers"]),
         ([*both, "--shares", "1,x"], ["--shares '1,x': expected numbers"]),
         (["--teacher", TEACHER, "--mean", "0,0,0"], ["--mean and --std: give both"]),
         (["--teacher", f"{TEACHER}@{weights}", "--weights", weights], ["leave one out"]),
@@ -191,7 +211,8 @@ def test_options_that_contradict_each_other_are_refused(
         check_refusal(precompute(kdcache, dataset, recipe, tmp_path / "c", *options), 2, *words)
         assert not (tmp_path / "c").exists()
     runs: list[tuple[list[object], list[str]]] = [
-        (["--cache", complete, "--weights", "1,1"], ["share"]),
+        (["--cache", complete, "--weights", "1"], ["are of several caches"]),
+        (["--cache", complete, "--cache", complete, "--weights", "1"], ["share"]),
         (
             ["--learn", "labels", "--recipe", recipe, "--weights", "1"],
             ["--weights: is of teachers"],
@@ -242,6 +263,20 @@ def test_a_check_measures_what_a_recipe_shows_and_at_most_so_many(
     value = check(kdcache, dataset, *options).value
     assert value["measures"]["shown"]["size"] == 12
     assert value["measures"]["shown"]["samples"] == 10
+
+
+def test_a_check_of_a_teacher_that_takes_one_size_says_so(
+    kdcache: Run, dataset: Dataset, recipe: Path, tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, tiny.NUM_CLASSES)).eval()
+    path = save_program(network, tmp_path / "net.pt2")
+    arguments = ["teacher", "check", f"pt2:{path}", "--data", dataset.root, "--recipe", recipe]
+    outcome = kdcache(*arguments, "--device", "cpu")
+    assert outcome.code == 0, outcome.stderr
+    assert "as shown     fails" in outcome.stdout
+    assert f"it was made for {SIDE} pixels: [teacher] size = {SIDE}" in outcome.stdout
+    assert "a guess: its source does not say" in outcome.stdout
+    assert "give --mean and --std if it is another" in outcome.stdout
 
 
 def test_a_check_of_other_classes_measures_no_accuracy(kdcache: Run, dataset: Dataset) -> None:
