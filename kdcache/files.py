@@ -47,6 +47,22 @@ def write_whole(
     return True
 
 
+def read_small(path: Path, *, most_bytes: int) -> bytes:
+    """Return what a regular file holds; pipes and devices, which may never end, are not read.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no regular file, or larger than most_bytes.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"larger than {most_bytes >> 20} MiB")
+    return data
+
+
 def sync(path: Path) -> None:
     """Force a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

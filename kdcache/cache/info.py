@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcache import __version__
 from kdcache.cache.layout import WITNESSES, Grid
@@ -125,7 +127,7 @@ def read_attributes(attributes: dict[str, Any], *, source: Path) -> Described:
         found = _describe(body, source=source)
         if found.info.id == body["id"]:
             return found
-    except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise CorruptError(
             f"{source}/zarr.json: damaged attributes: {error}; run {REPAIR}"
         ) from error
@@ -134,7 +136,59 @@ def read_attributes(attributes: dict[str, Any], *, source: Path) -> Described:
     )
 
 
+class _Part(BaseModel):
+    """A table of the attributes; fields that it does not name are kept as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Tar(_Part):
+    name: str
+    num_rows: Annotated[int, Field(ge=0, lt=2**32)]
+    digest: str
+
+
+class _Dataset(_Part):
+    id: str
+    num_samples: Annotated[int, Field(ge=0)]
+    tars: Annotated[list[_Tar], Field(min_length=1)]
+
+
+class _Teacher(_Part):
+    id: str
+    spec: str
+
+
+class _Grid(_Part):
+    views: Annotated[int, Field(ge=1, lt=2**31)]
+    span_views: Annotated[int, Field(ge=1, lt=2**31)]
+    max_rows: Annotated[int, Field(ge=0, lt=2**32)]
+    extends_to: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+
+
+class _Attributes(_Part):
+    """What the attributes must be of, before anything is made of them."""
+
+    dataset: _Dataset
+    teacher: _Teacher
+    grid: _Grid
+    recipe: dict[str, Any]
+    encoding: str
+    num_classes: Annotated[int, Field(ge=2, le=2**31)]
+    classes: list[str] | None
+    licences: dict[str, str | None]
+    versions: dict[str, str]
+
+
 def _describe(body: dict[str, Any], *, source: Path) -> Described:
+    try:
+        known = _Attributes.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    rows = [tar.num_rows for tar in known.dataset.tars]
+    if known.dataset.num_samples != sum(rows) or known.grid.max_rows < max(rows):
+        raise ValueError("dataset: its tars have other numbers of rows than it and the grid")
     info = CacheInfo(
         dataset=body["dataset"],
         recipe=parse_recipe(body["recipe"], source=f"{source}: recipe"),

@@ -50,7 +50,12 @@ def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]
 def table(lines: Mapping[str, object]) -> str:
     """Return names and texts in two columns."""
     width = max(len(name) for name in lines)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    return "\n".join(f"{name:<{width}}  {_printable(str(text))}" for name, text in lines.items())
+
+
+def _printable(text: str) -> str:
+    """Return a text of anybody's files without what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def human_bytes(count: float) -> str:

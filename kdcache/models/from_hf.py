@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 from torch import nn
 
 from kdcache.errors import UsageError
+from kdcache.files import read_small
 from kdcache.identity import digest
-from kdcache.models.hf_inputs import inputs_of
+from kdcache.models.hf_inputs import inputs_of, timm_inputs_of
 from kdcache.models.hub import Repository, fetch, fetch_if_any
 from kdcache.models.libraries import first_line, need, quiet
 from kdcache.models.source import Inputs, Model
@@ -24,6 +25,11 @@ from kdcache.models.weights import read_weights, shortened
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _IMAGES, _CARD = "preprocessor_config.json", "README.md"
 _VOLATILE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
+_MOST_BYTES = 1 << 26
+# What builds networks of other files, or of the network, in whatever part of a config it stands.
+_ELSEWHERE = ("checkpoint_path", "use_pretrained_backbone", "pretrained")
+_TIMM = ("timm_wrapper", "timm_backbone")
+_TIMM_ARGS = frozenset({"global_pool", "img_size", "dynamic_img_size", "patch_size"})
 _ATTENTION = "attn_implementation", "_attn_implementation"
 
 
@@ -112,8 +118,8 @@ def _find(name: str, weights: str | Path | None) -> _Place:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        value = json.loads(read_small(path, most_bytes=_MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: expected an object of JSON, found {type(value).__name__}")
@@ -132,6 +138,7 @@ def _read_config(place: _Place) -> dict[str, Any]:
                 f"{place.spec}: its {_CONFIG} asks for code that comes with it (auto_map), which "
                 "is not run; read that code, and call it from a factory of your own"
             )
+        _check_elsewhere(place, part)
         for key in _ATTENTION:
             if part.get(key) not in (None, "eager", "sdpa"):
                 raise UsageError(
@@ -145,13 +152,45 @@ def _read_config(place: _Place) -> dict[str, Any]:
     return config
 
 
+def _check_elsewhere(place: _Place, part: Mapping[str, Any]) -> None:
+    """Check that part of a config names no weights or networks of other files or of a hub."""
+    if named := [key for key in _ELSEWHERE if part.get(key)]:
+        raise UsageError(
+            f"{place.spec}: its {_CONFIG} asks for weights from elsewhere ({named[0]}), which are "
+            "not read; take that entry out"
+        )
+    if part.get("model_type") in _TIMM:
+        names = [part.get(key) for key in ("architecture", "backbone") if part.get(key) is not None]
+        args = part.get("model_args") or {}
+        if not all(isinstance(n, str) and re.fullmatch(r"[\w.]+", n, re.ASCII) for n in names):
+            raise UsageError(
+                f"{place.spec}: its {_CONFIG} names {names!r:.80}, expected a model of timm"
+            )
+        if not isinstance(args, dict) or args.keys() - _TIMM_ARGS:
+            raise UsageError(
+                f"{place.spec}: its {_CONFIG} has model_args {args!r:.80}, kdcache hands on "
+                f"{', '.join(sorted(_TIMM_ARGS))} alone; name the model as timm:NAME@FILE"
+            )
+
+
 def _parts(value: object) -> Iterator[Mapping[str, Any]]:
-    """Return all objects of JSON in a value, itself included."""
-    if isinstance(value, dict):
-        yield value
-    if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _parts(part)
+    """Return all objects of JSON in a value, itself included, whatever the depth."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+        if isinstance(part, dict | list):
+            waiting.extend(part.values() if isinstance(part, dict) else part)
+
+
+def _check_shards(place: _Place) -> None:
+    """Check that the parts of weights that a folder's index names lie in the folder."""
+    for path in sorted(place.folder.glob("*.index.json")):
+        shards = _read_json(path).get("weight_map")
+        names = shards.values() if isinstance(shards, dict) else [shards]
+        if not all(isinstance(n, str) and re.fullmatch(r"[\w-][\w.-]*", n) for n in names):
+            raise UsageError(f"{path}: names files that are not beside it, which are not read")
 
 
 def _fetch_weights(place: _Place) -> None:
@@ -180,6 +219,7 @@ def _fetch_weights(place: _Place) -> None:
 
 def _load(place: _Place) -> nn.Module:
     _fetch_weights(place)
+    _check_shards(place)
     only = True if place.repository is not None else None
     auto = need("transformers", extra="hf", spec=place.spec).AutoModelForImageClassification
     options = {"trust_remote_code": False, "use_safetensors": only}
@@ -283,15 +323,7 @@ def _refuse(place: _Place, error: Exception) -> NoReturn:
 def _inputs(place: _Place, config: Mapping[str, Any]) -> Inputs:
     timm = config.get("pretrained_cfg")  # timm's models on the hub say it there
     if isinstance(timm, dict):
-        side = timm.get("input_size", [None])[-1]
-        mean, std = (tuple(timm.get(key, ())) for key in ("mean", "std"))
-        return Inputs(
-            size=side,
-            crop=timm.get("crop_pct"),
-            interpolation=timm.get("interpolation"),
-            mean=mean if len(mean) == 3 else None,
-            std=std if len(std) == 3 else None,
-        )
+        return timm_inputs_of(timm, where=f"{place.folder / _CONFIG}, pretrained_cfg")
     path = place.file(_IMAGES)
     return Inputs() if path is None else inputs_of(_read_json(path), where=str(path))
 
@@ -301,7 +333,7 @@ def _graph(place: _Place, config: Mapping[str, Any]) -> str:
     lasting = {key: value for key, value in config.items() if key not in _VOLATILE}
     try:
         return digest(lasting)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{place.folder / _CONFIG}: {first_line(error)}") from error
 
 

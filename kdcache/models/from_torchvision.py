@@ -62,14 +62,17 @@ def make_torchvision(name: str, *, num_classes: int | None) -> nn.Module:
     _check_name(name)
     options = {} if num_classes is None else {"num_classes": num_classes}
     silent = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    network: nn.Module = get_model(name, weights=None, **options, **silent)
+    try:
+        network: nn.Module = get_model(name, weights=None, **options, **silent)
+    except Exception as error:  # of each model's own
+        raise UsageError(f"torchvision:{name}: cannot be made: {first_line(error)}") from error
     return network
 
 
 def _check_name(name: str) -> None:
-    from torchvision.models import list_models
+    from torchvision import models
 
-    known = list_models()
+    known = models.list_models(module=models)  # others detect, segment, or follow motion
     if name not in known:
         near = difflib.get_close_matches(name, known, n=8)
         raise UsageError(

@@ -14,6 +14,7 @@ from kdcache.models.source import Inputs, Triple
 
 _WORDS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # PIL's, by number
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+DAMAGED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 _WARPS_FROM = 384  # ConvNeXt crops smaller images than this only
 
 
@@ -33,12 +34,43 @@ def inputs_of(settings: Mapping[str, Any], *, where: str) -> Inputs:
         mean, std = _normalisation(settings)
         size, crop = _geometry(settings)
         resample = settings.get("resample")
-        word = _WORDS[resample] if isinstance(resample, int) else resample
-    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        word = _word(resample) if isinstance(resample, int) else resample
+        return Inputs(size=size, crop=crop, interpolation=word, mean=mean, std=std)
+    except DAMAGED as error:
         raise UsageError(
             f"{where}: cannot be understood: {type(error).__name__}: {error}"
         ) from error
-    return Inputs(size=size, crop=crop, interpolation=word, mean=mean, std=std)
+
+
+def timm_inputs_of(settings: Mapping[str, Any], *, where: str) -> Inputs:
+    """Return what timm's settings in a config.json say. where: names them, for messages.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    try:
+        size = settings.get("input_size")
+        mean, std = (
+            None if (values := settings.get(key)) is None else _triple(values)
+            for key in ("mean", "std")
+        )
+        return Inputs(
+            size=None if size is None else size[-1],
+            crop=settings.get("crop_pct"),
+            interpolation=settings.get("interpolation"),
+            mean=mean,
+            std=std,
+        )
+    except DAMAGED as error:
+        raise UsageError(
+            f"{where}: cannot be understood: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _word(number: int) -> str:
+    if number < 0:
+        raise ValueError(f"resample {number}")
+    return _WORDS[number]
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -74,6 +106,8 @@ def _normalisation(settings: Mapping[str, Any]) -> tuple[Triple | None, Triple |
 
 
 def _triple(values: Any) -> Triple:
+    if isinstance(values, str) or (isinstance(values, list) and any(v is True for v in values)):
+        raise TypeError(f"{values!r:.40} instead of numbers")
     red, green, blue = map(float, [values] * 3 if isinstance(values, int | float) else values)
     return red, green, blue
 
@@ -104,5 +138,6 @@ def _side(size: Any) -> int | None:
             return int(size["shortest_edge"])
         size = [size["height"], size["width"]]
     if isinstance(size, list | tuple):
-        return int(size[0]) if size[0] == size[-1] else None
+        sides = {int(side) for side in size}
+        return sides.pop() if len(sides) == 1 else None
     return None if size is None else int(size)

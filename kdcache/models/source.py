@@ -7,6 +7,8 @@ from torch import nn
 
 Triple = tuple[float, float, float]
 Takes = Literal["images", "pixels"]
+MAX_SIZE = 2**14
+MOST, LEAST = 1e30, 1e-6  # of a number that somebody's file states
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,9 @@ class Inputs:
     the network is evaluated, 0 to 1 (timm calls it crop_pct; 224 of 256 is 0.875). interpolation:
     of the resize before: "bilinear", "bicubic", or another word of its source. mean, std: of the
     pixels in 0 to 1, by channel.
+
+    Raises:
+        ValueError: one of them is none of this.
     """
 
     size: int | None = None
@@ -24,6 +29,24 @@ class Inputs:
     interpolation: str | None = None
     mean: Triple | None = None
     std: Triple | None = None
+
+    def __post_init__(self) -> None:
+        size: object = self.size
+        if size is not None and not (isinstance(size, int) and _within(size, 1, MAX_SIZE)):
+            raise ValueError(f"size {self.size!r:.40}, expected 1 to {MAX_SIZE} pixels")
+        if self.crop is not None and not _within(self.crop, LEAST, 1):
+            raise ValueError(f"crop {self.crop!r:.40}, expected a share above 0, to 1")
+        word: object = self.interpolation  # a file's, whatever its type
+        if word is not None and not (isinstance(word, str) and word.isprintable()):
+            raise ValueError(f"interpolation {word!r:.40}, expected a word")
+        for name, values, least in (("mean", self.mean, -MOST), ("std", self.std, LEAST)):
+            if values is not None and not all(_within(value, least, MOST) for value in values):
+                raise ValueError(f"{name} {values!r:.60}, expected three finite numbers")
+
+
+def _within(value: object, least: float, most: float) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= most  # type: ignore[operator] # a number
 
 
 UNKNOWN = Inputs()

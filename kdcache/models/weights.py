@@ -115,12 +115,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                         f"{path}: {name} is a {odd} tensor, expected a plain one; "
                         "save a state_dict of plain tensors"
                     )
-            return {name.removeprefix("module."): value for name, value in state.items()}
+            plain = {name.removeprefix("module."): value for name, value in state.items()}
+            if len(plain) < len(state):
+                raise UsageError(
+                    f"{path}: has weights twice, with and without 'module.' before their names; "
+                    "save the network's own state_dict"
+                )
+            return plain
     raise UsageError(f"{path}: expected a state_dict of tensors")
 
 
 def _read(path: Path) -> object:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: not a regular file; give a file of weights")
         if path.suffix == ".safetensors":
             return load_file(path)
         if advice := _other_archive(path):
@@ -129,7 +137,10 @@ def _read(path: Path) -> object:
     except UsageError:
         raise
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such weights file") from None
+        what = (
+            "cannot be read; look at its permissions" if path.exists() else "no such weights file"
+        )
+        raise UsageError(f"{path}: {what}") from None
     except pickle.UnpicklingError:
         raise UsageError(
             f"{path}: holds more than tensors, and loading it could run code; save its state_dict "

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from kdcache.errors import UsageError
+from kdcache.files import read_small
 from kdcache.identity import digest
 from kdcache.recipe.parts import (
     MAX_SIGMA,
@@ -40,6 +41,7 @@ from kdcache.recipe.parts import (
     TrivialAugment,
 )
 
+MAX_FILE_BYTES = 1 << 20
 _PRESETS = "kdcache.recipe.presets"
 _CHANCES = ("probability", "horizontal", "vertical")
 _CROPS: dict[str, type[Part]] = {
@@ -225,7 +227,8 @@ def load_recipe(source: Path | str) -> Recipe:
     path = Path(source)
     try:
         preset = str(source) in presets() and not path.exists()
-        values = tomllib.loads(preset_text(str(source)) if preset else path.read_text("utf-8"))
+        own = None if preset else read_small(path, most_bytes=MAX_FILE_BYTES).decode("utf-8")
+        values = tomllib.loads(preset_text(str(source)) if own is None else own)
     except FileNotFoundError:
         names = ", ".join(presets())
         raise UsageError(f"{path}: neither a file nor a preset; presets: {names}") from None

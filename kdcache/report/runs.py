@@ -69,7 +69,7 @@ def read_run(folder: Path) -> RunLog:
         settings = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder}: no run here; kdcache train --out makes one") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path}: no readable settings: {error}; train again") from error
     known = settings if isinstance(settings, dict) else {}
     absent = [name for name, kind in NEEDED.items() if not isinstance(known.get(name), kind)]
@@ -90,7 +90,7 @@ def read_metrics(path: Path) -> tuple[Line, ...]:
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             line = parse_line(json.loads(text))
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(
                 f"{path}: line {number} is damaged ({error}); train again, or go on from a "
                 "checkpoint before it"

@@ -88,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptError(
             f"{path}: no readable settings: {error}; delete the run folder and train again"
         ) from error

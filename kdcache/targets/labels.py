@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationErro
 from torch import Tensor
 
 from kdcache.errors import UsageError
+from kdcache.files import read_small
 from kdcache.identity import digest
 from kdcache.targets.combine import FLOOR, dense_target, first_columns, log_tail_mean, normalised
 from kdcache.targets.target import SparseTarget
@@ -88,15 +89,15 @@ def load_labels(path: Path) -> LabelMap:
         UsageError: the file cannot be read, is too big or no TOML, or says something else.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise UsageError(
-                f'{path}: above {MAX_FILE_BYTES >> 20} MiB; write runs of numbers as "first..last"'
-            )
-        values = tomllib.loads(data.decode("utf-8"))
+        data = read_small(path, most_bytes=MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the mapping of classes: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(
+            f'{path}: {error}; give a file, with runs of numbers as "first..last"'
+        ) from None
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
     try:
@@ -164,13 +165,20 @@ def _describe(error: ValidationError) -> str:
         elif place[0] == "classes" and len(place) > 1:
             place = [f"class {place[1]!r}"]
             problem = (
-                f"expected a list of numbers and names, found {item['input']!r:.80}; "
+                f"expected a list of numbers and names, found {_shortly(item['input'])}; "
                 "a name that has a dot stands in quotes"
             )
         else:
-            problem = f"{item['msg'].lower()}, found {item['input']!r:.80}"
+            problem = f"{item['msg'].lower()}, found {_shortly(item['input'])}"
         lines.append(f"{place[0]}: {problem}")
     return "; ".join(dict.fromkeys(lines))
+
+
+def _shortly(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "tables within tables"
 
 
 # --- resolved for a teacher ----------------------------------------------------------------

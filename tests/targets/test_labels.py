@@ -171,7 +171,7 @@ def test_files_that_are_missing_or_too_big_are_refused(tmp_path: Path) -> None:
         load_labels(tmp_path / "labels.toml")
     with (tmp_path / "big.toml").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(UsageError, match="above 32 MiB"):
+    with pytest.raises(UsageError, match="larger than 32 MiB"):
         load_labels(tmp_path / "big.toml")
 
 
