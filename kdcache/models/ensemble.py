@@ -160,7 +160,7 @@ class _Mapped(nn.Module):
                 num_classes=logits_NC.shape[1],
                 names=self.teacher.classes,
                 source=f"{self.labels.file}, for teacher {self.teacher.spec}",
-            )
+            ).to(logits_NC.device)
         return map_logits(logits_NC, self.mapping)
 
 

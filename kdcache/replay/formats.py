@@ -1,8 +1,10 @@
 """How targets are read from their fields: of one cache, or of several that are averaged."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 from numpy.typing import NDArray
 
 from kdcache.targets.combine import Average, combine_targets
@@ -75,7 +77,8 @@ class JoinedFormat:
         if self.mapping is None:
             return joined
         full = joined if temperature == 1 else self._join(fulls, fulls, 1.0)
-        return map_target(full, joined, self.mapping, temperature=temperature)
+        mapping = _on_device(self.mapping, full.log_tail_N.device)
+        return map_target(full, joined, mapping, temperature=temperature)
 
     def _join(
         self, fulls: list[SparseTarget], tempered: list[SparseTarget], temperature: float
@@ -103,6 +106,12 @@ class JoinedFormat:
     def in_range(self, arrays: Arrays) -> bool:
         """Return whether encoded targets name no class beyond the last."""
         return all(part.in_range(_part(arrays, n)) for n, part in enumerate(self.parts))
+
+
+@lru_cache(maxsize=8)
+def _on_device(mapping: Mapping, device: torch.device) -> Mapping:
+    """Return a mapping that was copied once: a copy in each step would have to be waited for."""
+    return mapping.to(device)
 
 
 def field_name(part: int, name: str) -> str:

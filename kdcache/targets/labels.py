@@ -93,9 +93,7 @@ def load_labels(path: Path) -> LabelMap:
     except OSError as error:
         raise UsageError(f"{path}: cannot read the mapping of classes: {error.strerror}") from None
     except ValueError as error:
-        raise UsageError(
-            f'{path}: {error}; give a file, with runs of numbers as "first..last"'
-        ) from None
+        raise UsageError(f'{path}: {error}; write runs as "first..last"') from None
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -103,7 +101,11 @@ def load_labels(path: Path) -> LabelMap:
     try:
         document = _Document.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_describe(error)}") from None
+        try:
+            problem = _describe(error)
+        except RecursionError:
+            problem = "tables within tables"
+        raise UsageError(f"{path}: {problem}") from None
     return _checked(document, str(path))
 
 
@@ -165,20 +167,13 @@ def _describe(error: ValidationError) -> str:
         elif place[0] == "classes" and len(place) > 1:
             place = [f"class {place[1]!r}"]
             problem = (
-                f"expected a list of numbers and names, found {_shortly(item['input'])}; "
+                f"expected a list of numbers and names, found {item['input']!r:.80}; "
                 "a name that has a dot stands in quotes"
             )
         else:
-            problem = f"{item['msg'].lower()}, found {_shortly(item['input'])}"
+            problem = f"{item['msg'].lower()}, found {item['input']!r:.80}"
         lines.append(f"{place[0]}: {problem}")
     return "; ".join(dict.fromkeys(lines))
-
-
-def _shortly(value: object) -> str:
-    try:
-        return f"{value!r:.80}"
-    except RecursionError:
-        return "tables within tables"
 
 
 # --- resolved for a teacher ----------------------------------------------------------------

@@ -134,6 +134,23 @@ def test_a_student_learns_from_two_caches_and_is_measured_against_both(
     assert "joined.shares [0.75, 0.25], this one has [0.5, 0.5]" in other.stderr
 
 
+def test_several_teachers_look_on_online_or_fill_a_cache_while_training(
+    kdcache: Run, tmp_path: Path, dataset: Dataset, recipe: Path, labels: Path
+) -> None:
+    teachers = ["--teacher", TEACHER, "--teacher", OTHER, "--weights", "3,1", "--labels", labels]
+    teachers += ["--teacher-mean", "0,0,0", "--teacher-std", "1,1,1", "--recipe", recipe]
+    online = train(kdcache, dataset, tmp_path / "online", "--learn", "online", *teachers)
+    assert online.code == 0, online.stderr
+    filled = ["--cache", tmp_path / "c", "--write-through", "--views", "2"]
+    stored = train(
+        kdcache, dataset, tmp_path / "stored", *filled, *teachers, "--teacher-classes", "5"
+    )
+    assert stored.code == 0, stored.stderr
+    assert stored.value["loss"] == pytest.approx(online.value["loss"], rel=0.02)
+    info = open_cache(tmp_path / "c").info
+    assert (info.num_classes, info.teacher["shares"]) == (3, [0.75, 0.25])
+
+
 # --- other classes -------------------------------------------------------------------------
 
 
