@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 # Before torch is imported: networks this small lose by more threads, and tests share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# CI tries the same examples each time; at a desk, others are looked for.
-settings.register_profile("ci", derandomize=True)
+# CI tries the same examples each time; at a desk, others are looked for. No example is timed: the
+# cores may be busy.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("desk", deadline=None)
+settings.load_profile("desk")
 if os.environ.get("CI"):
     settings.load_profile("ci")
 

@@ -139,5 +139,7 @@ def _side(size: Any) -> int | None:
         size = [size["height"], size["width"]]
     if isinstance(size, list | tuple):
         sides = {int(side) for side in size}
+        if not sides:
+            raise ValueError("a size of no sides")
         return sides.pop() if len(sides) == 1 else None
     return None if size is None else int(size)

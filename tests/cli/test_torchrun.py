@@ -18,6 +18,7 @@ from tests.worlds import ISOLATED, can_isolate
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.skipif(not can_isolate(), reason="no network namespaces here, which need root"),
 ]

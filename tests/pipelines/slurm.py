@@ -12,12 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
 from torch import Tensor, nn
 
+from kdcache.models.steadiness import measure_steadiness
 from tests import tiny
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "setpriv")
@@ -182,9 +183,26 @@ class _Slow(tiny.Exact):
             turn = os.environ.get("SLURM_RESTART_COUNT", "0")
             path = Path(folder) / f"{os.environ['SLURM_ARRAY_TASK_ID']}.{turn}"
             for image in images_N3HW:
-                tiny.append_line(path, xxhash.xxh3_64_hexdigest(image.contiguous().numpy()))
+                tiny.append_line(path, _digest(image))
             time.sleep(0.05)
         return super().forward(images_N3HW)
+
+
+def _digest(image_3HW: Tensor) -> str:
+    return xxhash.xxh3_64_hexdigest(image_3HW.contiguous().numpy())
+
+
+def probed(size: int) -> set[str]:
+    """Return the digests of the random images on which a new cache's teacher is measured."""
+    found: set[str] = set()
+
+    class Noted(tiny.Exact):
+        def forward(self, images_N3HW: Tensor) -> Tensor:
+            found.update(map(_digest, images_N3HW))
+            return super().forward(images_N3HW)
+
+    measure_steadiness(replace(tiny.make_teacher(), network=Noted(tiny.NUM_CLASSES, seed=0)), size)
+    return found
 
 
 def slow_teacher() -> nn.Module:

@@ -69,7 +69,7 @@ def test_precompute_is_the_same_job() -> None:
 def test_train_is_the_same_job() -> None:
     words = ["train", *(f"{k}={v}" for k, v in JOBS["train"].items()), "ARGS=--resume"]
     found = _parsed(_command(".venv/bin/kdcache", *words))
-    assert (found["data"], found["cache"], found["out"]) == (Path("d"), Path("c"), Path("r"))
+    assert (found["data"], found["cache"], found["out"]) == (Path("d"), [Path("c")], Path("r"))
     assert (found["student"], found["epochs"], found["resume"]) == ("s:n", 7, True)
 
 

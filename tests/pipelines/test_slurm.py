@@ -20,7 +20,10 @@ SCRIPT = ROOT / "pipelines/slurm_precompute.sh"
 KDCACHE = Path(sys.executable).with_name("kdcache")
 TEACHER = "tests.pipelines.slurm:slow_teacher"
 
-pytestmark = pytest.mark.skipif(slurm.missing() is not None, reason=slurm.missing() or "")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(slurm.missing() is not None, reason=slurm.missing() or ""),
+]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +103,9 @@ def filled(cluster: Slurm, inline: Cache) -> Filled:
     cluster.run("scontrol", "update", f"JobId={job}_1", "StartTime=now+2seconds")
     wait_until(lambda: cluster.states(job)["1"] not in ("PENDING", "RUNNING", "COMPLETING"), said)
     assert cluster.states(job)["1"] == "COMPLETED", said()
-    files = [seen / name for name in ("0.0", "1.0", "1.1")]
-    return Filled(open_cache(path), missing, [file.read_text().split() for file in files])
+    cache, probed = open_cache(path), slurm.probed(inline.info.recipe.size)
+    lists = [(seen / name).read_text().split() for name in ("0.0", "1.0", "1.1")]
+    return Filled(cache, missing, [[d for d in digests if d not in probed] for digests in lists])
 
 
 @pytest.mark.slow

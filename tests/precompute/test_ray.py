@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None, reason="Ray is not installed: make ray"

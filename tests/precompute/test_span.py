@@ -141,7 +141,7 @@ def test_the_row_of_bad_logits_is_named(dataset: Dataset, tmp_path: Path) -> Non
         (lambda logits: logits[:, :4], "gave 4 classes, the cache has 5"),
         (lambda logits: logits[:-1], "expected a tensor of logits"),
         (lambda logits: logits[:, :, None], "expected a tensor of logits"),
-        (lambda logits: {"logits": logits}, "gave dict for"),
+        (lambda logits: {"a": logits, "b": logits}, "gave dict for"),
     ],
 )
 def test_output_that_is_no_logits_stops_and_commits_nothing(
