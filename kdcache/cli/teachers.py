@@ -81,24 +81,14 @@ PrecisionOption = Annotated[
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, …")]
 
 
-def teacher_spec(
-    teachers: list[str],
-    weights: Path | None,
-    *,
-    shares: str | None = None,
-    average: Average = Average.logits,
-    labels: Path | None = None,
-    num_classes: int | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    precision: Precision | None = None,
-    compiled: bool = False,
-    like: "Cache | None" = None,
+def teacher_given(
+    options: dict[str, Any], num_classes: int | None, *, like: "Cache | None" = None
 ) -> "TeacherSpec":
-    """Return how the teacher is loaded that the options name.
+    """Return how the teacher is loaded that a command's options name, which have the names above.
 
-    like: a cache whose teacher's preprocessing and precision hold where the options say nothing;
-    the name that it keeps of the teacher is never looked at.
+    num_classes: the teacher's, unless options say that it has others. like: a cache whose teacher's
+    preprocessing and precision hold where the options say nothing; the name that it keeps of the
+    teacher is never looked at.
 
     Raises:
         UsageError: an option says something else than it should.
@@ -107,53 +97,32 @@ def teacher_spec(
     from kdcache.models.teacher import Preprocessing
     from kdcache.targets.labels import load_labels
 
-    means = None if mean is None else triple(mean, "--mean")
-    stds = None if std is None else triple(std, "--std")
-    if (means is None) != (stds is None):
+    mean, std = (
+        None if options[name] is None else triple(options[name], f"--{name}")
+        for name in ("mean", "std")
+    )
+    if (mean is None) != (std is None):
         raise UsageError("--mean and --std: give both, or neither")
-    given = None if means is None or stds is None else Preprocessing(means, stds)
     stored = {} if like is None else like.info.teacher
-    kept = Precision(stored.get("precision", Precision.float32))
+    precision: Precision = options["precision"] or Precision(stored.get("precision", "float32"))
     usual = tuple(
         Preprocessing(tuple(member["mean"]), tuple(member["std"]))
         for member in stored.get("members", [stored] if "mean" in stored else [])
     )
-    first, *others = teachers
+    first, *others = options["teacher"]
+    shares, labels = options["shares"], options["labels"]
     return TeacherSpec(
         first,
-        weights,
-        num_classes=num_classes,
-        preprocessing=given,
-        usual=usual if len(usual) == len(teachers) else (),
-        precision=(precision or kept).value,
-        compiled=compiled,
+        options["weights"],
+        num_classes=options["teacher_classes"] or (num_classes if labels is None else None),
+        preprocessing=None if mean is None or std is None else Preprocessing(mean, std),
+        usual=usual if len(usual) == 1 + len(others) else (),
+        precision=precision.value,
+        compiled=options.get("compiled", False),
         others=tuple(others),
         shares=None if shares is None else numbers(shares, "--shares"),
-        average=average.value,
+        average=options["average"].value,
         labels=None if labels is None else load_labels(labels),
-    )
-
-
-def teacher_given(
-    options: dict[str, Any], num_classes: int | None, *, like: "Cache | None" = None
-) -> "TeacherSpec":
-    """Return how the teacher is loaded that a command's options name, which have the names above.
-
-    num_classes: the teacher's, unless options say that it has others. like: as teacher_spec's.
-
-    Raises:
-        UsageError: an option says something else than it should.
-    """
-    names = ("shares", "average", "labels", "mean", "std", "precision")
-    if options["labels"] is not None:
-        num_classes = None
-    return teacher_spec(
-        options["teacher"],
-        options["weights"],
-        num_classes=options["teacher_classes"] or num_classes,
-        compiled=options.get("compiled", False),
-        like=like,
-        **{name: options[name] for name in names},
     )
 
 

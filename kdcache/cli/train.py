@@ -22,7 +22,7 @@ from kdcache.cli.teachers import (
     Std,
     TeacherClasses,
     numbers,
-    teacher_spec,
+    teacher_given,
     triple,
 )
 from kdcache.cli.training import describe, train_visibly
@@ -320,15 +320,6 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
             "--write-through; add one of them"
         )
     path = given["cache"][0] if given["cache"] else None
-    return teacher_spec(
-        given["teacher"],
-        given["teacher_weights"],
-        shares=given["shares"],
-        average=given["average"],
-        labels=given["labels"],
-        num_classes=given["teacher_classes"],
-        mean=given["teacher_mean"],
-        std=given["teacher_std"],
-        precision=given["teacher_precision"],
-        like=open_cache(path) if path is not None and is_cache(path) else None,
-    )
+    own = {name: given[f"teacher_{name}"] for name in ("weights", "mean", "std", "precision")}
+    like = open_cache(path) if path is not None and is_cache(path) else None
+    return teacher_given({**given, **own, "compiled": False}, None, like=like)

@@ -16,11 +16,8 @@ def disagreements(teacher: Teacher, recipe: Recipe) -> Iterator[str]:
     """Yield where a recipe shows a teacher other images than it was made for, and the remedy."""
     inputs, name = teacher.inputs, f"teacher {teacher.spec}"
     size, resize = recipe.size_for("teacher"), recipe.resize_for("teacher")
-    if inputs.size not in (None, size):
-        yield (
-            f"{name}: made for {inputs.size} pixels, the recipe shows it {size}; [teacher] size = "
-            f"{inputs.size} in the recipe leaves the student's size as it is"
-        )
+    if (other := inputs.other_size(size)) is not None:
+        yield f"{name}: {other}"
     wanted = RESIZES.get(inputs.interpolation or "")
     if inputs.interpolation is not None and wanted is None:
         yield (

@@ -43,6 +43,15 @@ class Inputs:
             if values is not None and not all(_within(value, least, MOST) for value in values):
                 raise ValueError(f"{name} {values!r:.60}, expected three finite numbers")
 
+    def other_size(self, size: int) -> str | None:
+        """Return that images of a size are not what the network was made for, and the remedy."""
+        if self.size in (None, size):
+            return None
+        return (
+            f"made for {self.size} pixels, the recipe shows it {size}; [teacher] size = "
+            f"{self.size} in the recipe leaves the student's size as it is"
+        )
+
 
 def _within(value: object, least: float, most: float) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)

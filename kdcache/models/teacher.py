@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -139,12 +140,9 @@ class Teacher:
         except NoMemoryError:
             raise
         except UsageError as error:
-            if self.inputs.size in (None, size):
+            if (other := self.inputs.other_size(size)) is None:
                 raise
-            raise UsageError(
-                f"{error}; it was made for {self.inputs.size} pixels: [teacher] size = "
-                f"{self.inputs.size} in the recipe leaves the student's size as it is"
-            ) from error
+            raise UsageError(f"{error}; it was {other}") from error
         if classes < 2:
             raise UsageError(f"teacher {self.spec}: has {classes} class, distillation needs two")
         return classes
@@ -156,14 +154,19 @@ def weights_digest(network: nn.Module, *, named: bool = True) -> str:
     named: whether names count. Libraries rename weights between their versions; where something
     else says what they are for, the digest is of those of the tensors, in their order.
     """
-    total, tensors = hashlib.sha256(), []
-    for name, tensor in sorted(network.state_dict().items()):
-        each = total if named else hashlib.sha256()
-        each.update(f"{name if named else ''} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    state = sorted(network.state_dict().items())
+    if not named:
+        return digest(sorted(_tensors_digest([("", tensor)]) for _, tensor in state))
+    return _tensors_digest(state)
+
+
+def _tensors_digest(state: Iterable[tuple[str, Tensor]]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in state:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous().reshape(-1)
-        each.update(plain.view(torch.uint8).numpy().data)
-        tensors.append(each.hexdigest())
-    return total.hexdigest() if named else digest(sorted(tensors))
+        total.update(plain.view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def load_teacher(

@@ -32,22 +32,15 @@ def check_classes(
         UsageError: the teacher does not serve.
     """
     num_classes = teacher.num_classes(recipe.size_for("teacher"))
-    if "labels" in teacher.parts and dataset.num_classes not in (None, num_classes):
-        if not other_classes:
-            raise MismatchError(
-                f"teacher {teacher.spec} has {num_classes} classes by --labels, dataset "
-                f"{dataset.root} has {dataset.num_classes}; index the tars again with labels of "
-                "these classes or, where they are still the teacher's own, give --teacher-classes"
-            )
+    if other_classes or dataset.num_classes in (None, num_classes):
         return num_classes
-    if dataset.num_classes not in (None, num_classes) and not other_classes:
-        raise MismatchError(
-            f"teacher {teacher.spec} has {num_classes} classes, dataset {dataset.root} has "
-            f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
-            "if the greatest labels are not in them, or give --teacher-classes if the labels "
-            "mean something else"
-        )
-    return num_classes
+    mapped = " by --labels" if "labels" in teacher.parts else ""
+    raise MismatchError(
+        f"teacher {teacher.spec} has {num_classes} classes{mapped}, dataset {dataset.root} has "
+        f"{dataset.num_classes}; pass another teacher, index the tars again with --num-classes "
+        "if the greatest labels are not in them, or give --teacher-classes if the labels mean "
+        f"something else{', as the classes before the mapping' if mapped else ''}"
+    )
 
 
 def describe_cache(

@@ -343,7 +343,6 @@ def map_target(
     """Return the target over the student's classes at a temperature.
 
     full: at temperature 1. tempered: the same at `temperature`; it is asked only for its tail.
-    mapping: on the targets' device, or it is copied there each time.
 
     Of a sparse target, a row keeps the student's classes of those that it kept, each once: K stays,
     and entries that become one with an earlier one, or are dropped, say S. Its tail is shared out

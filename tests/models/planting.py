@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+
+from kdcache.errors import UsageError
+from kdcache.models.running import run_network
+from kdcache.models.source import Model
 
 SIDE, CLASSES = 8, 5
 
@@ -70,6 +75,24 @@ def save_program(
     program = torch.export.export(network, (images,), dynamic_shapes=shapes, strict=False)
     torch.export.save(program, path, **more)
     return path
+
+
+# --- what a reader makes of a file ---------------------------------------------------------
+
+
+def logits_of(model: Model, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return run_network(model.network, images, name=model.name, num_classes=None)
+
+
+def refusal_of(opens: Callable[[Path], Model], path: Path) -> str:
+    """Return the one sentence with which a file is refused."""
+    with pytest.raises(UsageError) as caught:
+        opens(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert text.isprintable()
+    return text
 
 
 # --- archives ------------------------------------------------------------------------------

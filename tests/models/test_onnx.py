@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from kdcache.errors import UsageError
 from kdcache.models import onnx_file
 from kdcache.models.from_onnx import open_onnx
-from kdcache.models.running import run_network
 from kdcache.models.source import Inputs, Model
 from kdcache.models.teacher import Preprocessing, weights_digest
 from kdcache.student.export import export_student
 from kdcache.student.trained import Trained
-from tests.models.planting import CLASSES, SIDE, flips, make_images
+from tests.models.planting import CLASSES, SIDE, flips, logits_of, make_images, refusal_of
 from tests.student import nets
 
 WEIGHT = np.arange(3 * CLASSES, dtype=np.float32).reshape(3, CLASSES) / 7
@@ -75,18 +74,8 @@ def expected_of(images: Tensor) -> Tensor:
     return images.float().mean((2, 3)) @ torch.from_numpy(WEIGHT)
 
 
-def logits_of(model: Model, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return run_network(model.network, images, name=model.name, num_classes=None)
-
-
 def refusal(path: Path) -> str:
-    with pytest.raises(UsageError) as caught:
-        open_onnx(path)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: ")
-    assert text.isprintable()
-    return text
+    return refusal_of(open_onnx, path)
 
 
 # --- the same logits -----------------------------------------------------------------------

@@ -33,10 +33,12 @@ from tests.models.planting import (
     change_json,
     flips,
     load_plainly,
+    logits_of,
     make_images,
     make_network,
     plant,
     read_members,
+    refusal_of,
     save_program,
     write_members,
 )
@@ -48,18 +50,8 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_program(make_network(), tmp_path_factory.mktemp("honest") / "net.pt2")
 
 
-def logits_of(model: Model, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return run_network(model.network, images, name=model.name, num_classes=None)
-
-
 def refusal(path: Path) -> str:
-    with pytest.raises(UsageError) as caught:
-        open_pt2(path)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: ")
-    assert text.isprintable()
-    return text
+    return refusal_of(open_pt2, path)
 
 
 # --- the same logits -----------------------------------------------------------------------
