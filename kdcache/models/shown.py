@@ -30,12 +30,11 @@ def disagreements(teacher: Teacher, recipe: Recipe) -> Iterator[str]:
             f'[teacher] size = {size}, resize = "{wanted}" is what it knows'
         )
     if inputs.crop is not None and isinstance(recipe.crop, CentreCrop):
-        share = recipe.size / recipe.crop.resize
-        if abs(share - inputs.crop) > CROP_TOLERANCE:
+        share, own = recipe.size / recipe.crop.resize, min(inputs.crop, 1.0)
+        if abs(share - own) > CROP_TOLERANCE:
             yield (
-                f"{name}: evaluated on the central {inputs.crop:.3g} of the shorter side, the "
-                f"recipe crops {share:.3g}; crop.resize = {round(recipe.size / inputs.crop)} is "
-                "its own"
+                f"{name}: evaluated on the central {own:.3g} of the shorter side, the recipe crops "
+                f"{share:.3g}; crop.resize = {round(recipe.size / own)} is its own"
             )
 
 

@@ -16,9 +16,9 @@ class Inputs:
     """What images a network was made for; None where its source does not say.
 
     size: side, in pixels. crop: share of an image's shorter side that the central crop keeps when
-    the network is evaluated, 0 to 1 (timm calls it crop_pct; 224 of 256 is 0.875). interpolation:
-    of the resize before: "bilinear", "bicubic", or another word of its source. mean, std: of the
-    pixels in 0 to 1, by channel.
+    the network is evaluated (timm calls it crop_pct; 224 of 256 is 0.875); above 1, to 2, where the
+    image is framed instead. interpolation: of the resize before: "bilinear", "bicubic", or another
+    word of its source. mean, std: of the pixels in 0 to 1, by channel.
 
     Raises:
         ValueError: one of them is none of this.
@@ -34,8 +34,8 @@ class Inputs:
         size: object = self.size
         if size is not None and not (isinstance(size, int) and _within(size, 1, MAX_SIZE)):
             raise ValueError(f"size {self.size!r:.40}, expected 1 to {MAX_SIZE} pixels")
-        if self.crop is not None and not _within(self.crop, LEAST, 1):
-            raise ValueError(f"crop {self.crop!r:.40}, expected a share above 0, to 1")
+        if self.crop is not None and not _within(self.crop, LEAST, 2):
+            raise ValueError(f"crop {self.crop!r:.40}, expected a share above 0, to 2")
         word: object = self.interpolation  # a file's, whatever its type
         if word is not None and not (isinstance(word, str) and word.isprintable()):
             raise ValueError(f"interpolation {word!r:.40}, expected a word")

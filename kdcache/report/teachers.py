@@ -71,8 +71,8 @@ def report_teacher(
     Raises:
         UsageError: the teacher fails, or gives logits that are not finite.
     """
-    own = own_view(teacher)
     shown = None if recipe is None else _central(recipe)
+    own = own_view(teacher, shown)
     refused = None
     if shown is not None and shown.size != own.size:
         try:
@@ -103,13 +103,14 @@ def report_teacher(
     )
 
 
-def own_view(teacher: Teacher) -> Recipe:
-    """Return the central view that a teacher's source evaluates it on, as far as it says."""
-    inputs = teacher.inputs
-    size = inputs.size or USUAL_SIZE
-    return _centre(
-        size, inputs.crop or USUAL_CROP, RESIZES.get(inputs.interpolation or "", "torch")
-    )
+def own_view(teacher: Teacher, shown: Recipe | None = None) -> Recipe:
+    """Return the central view that a teacher's source evaluates it on.
+
+    shown: has what the source does not say; without it, 224 pixels of 256, bilinear.
+    """
+    inputs, usual = teacher.inputs, shown or _centre(USUAL_SIZE, USUAL_CROP, "torch")
+    resize = RESIZES.get(inputs.interpolation or "", usual.resize)
+    return _centre(inputs.size or usual.size, inputs.crop or _share(usual), resize)
 
 
 def _central(recipe: Recipe) -> Recipe:
@@ -172,7 +173,7 @@ def _measure(
         stream,
         preprocessing=lambda pixels: pixels,
         device=teacher.device,
-        num_batches=None if few else -(-options.samples // batch_size),
+        num_batches=None if few else options.samples // batch_size,
         name=f"teacher {teacher.spec}",
         labelled=labelled,
     )

@@ -278,8 +278,10 @@ def test_a_check_measures_what_a_recipe_shows_and_at_most_so_many(
 ) -> None:
     options = ["--recipe", recipe, "--samples", "10", "--batch-size", "5", "--json"]
     value = check(kdcache, dataset, *options).value
-    assert value["measures"]["shown"]["size"] == 12
-    assert value["measures"]["shown"]["samples"] == 10
+    # What its source does not say is as the recipe has it.
+    assert value["measures"]["shown"] is None
+    assert (value["measures"]["own"]["size"], value["measures"]["own"]["samples"]) == (12, 10)
+    assert check(kdcache, dataset, *options[:-1], "--samples", "8").stdout.count("on 5 images") == 1
 
 
 def test_a_check_of_a_teacher_that_takes_one_size_says_so(

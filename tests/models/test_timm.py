@@ -182,3 +182,19 @@ def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         open_model("timm:test_resnet")
     with pytest.raises(UsageError, match=words):
         build_network("timm:test_resnet", num_classes=3)
+
+
+def test_what_timm_says_of_its_own_weights_is_taken() -> None:
+    """All of them; three frame the image instead of cropping it."""
+    import timm
+
+    for name in timm.list_pretrained():
+        settings = timm.models.get_pretrained_cfg(name)
+        found = Inputs(
+            size=settings.input_size[-1],
+            crop=settings.crop_pct,
+            interpolation=settings.interpolation,
+            mean=settings.mean,
+            std=settings.std,
+        )
+        assert found.size
