@@ -60,6 +60,11 @@ def peer_died(error: BaseException) -> bool:
 class Stopped(KeyboardInterrupt):
     """An interrupt at a moment that the program chose. args: 15 after SIGTERM, else nothing."""
 
+    @classmethod
+    def by(cls, number: int) -> "Stopped":
+        """Return the interrupt for a signal."""
+        return cls(*([number] if number == signal.SIGTERM else []))
+
 
 @dataclass(eq=False)
 class StopRequest:
@@ -70,7 +75,7 @@ class StopRequest:
     def check(self) -> None:
         """Raise Stopped if a signal came."""
         if self.number:
-            raise Stopped(*([self.number] if self.number == signal.SIGTERM else []))
+            raise Stopped.by(self.number)
 
 
 @contextmanager

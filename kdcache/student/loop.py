@@ -180,10 +180,11 @@ class _Loop:
                 clock = _Clock()
             elif config.save_steps is not None and counts.step % config.save_steps == 0:
                 saved = self._save()
-            run.stop.number = run.world.largest(run.stop.number)
-            if run.stop.number and not saved:
-                self._save()
-            run.stop.check()
+            # A signal that comes meanwhile is for the next step: all processes stop after one step.
+            if stopped := run.world.largest(run.stop.number):
+                if not saved:
+                    self._save()
+                raise Stopped.by(stopped)
         self._finish()
 
     # --- between steps -------------------------------------------------------------------------

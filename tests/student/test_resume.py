@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdcache.data.dataset import Dataset
 from kdcache.errors import MismatchError
@@ -20,6 +21,7 @@ from kdcache.student.folder import BEST, WEIGHTS
 from kdcache.student.loop import train
 from kdcache.student.run import Pace
 from kdcache.student.sources import Sources
+from kdcache.student.world import World
 from tests import tiny
 from tests.cache.keeping import killed_runs
 from tests.student.making import (
@@ -168,6 +170,26 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_from_it(
     train(run_of(tmp_path / "r", sources, **CHANGES), resume=True)
     assert weights_of(tmp_path / "r") == weights_of(undisturbed)
     assert metrics_of(tmp_path / "r") == metrics_of(undisturbed)
+
+
+class _Agreeing(World):
+    """A process that is asked to stop while all agree that nobody was."""
+
+    def largest(self, value: int) -> int:
+        agreed = super().largest(value)
+        if not value:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed
+
+
+def test_a_signal_that_comes_while_the_processes_agree_stops_them_at_the_next_step(
+    tmp_path: Path, sources: Sources
+) -> None:
+    world = _Agreeing(0, 1, torch.device("cpu"))
+    with pytest.raises(Stopped) as caught:
+        train(run_of(tmp_path / "r", sources, world=world, **{**CHANGES, "save_steps": None}))
+    assert caught.value.args == (15,)
+    assert checkpoints(tmp_path / "r")[-1].name == "step-000000002.pt"
 
 
 def test_a_second_interrupt_ends_the_run_at_once(tmp_path: Path, sources: Sources) -> None:
