@@ -94,13 +94,15 @@ def run_processes(
     spans: Sequence[Span],
     progress: Report = lambda _: None,
     committed: Callable[[Commit], None] = lambda _: None,
+    own_groups: bool = False,
 ) -> Seal:
     """Compute spans in one process a device; seal a complete cache.
 
     A process that dies is started again, and turns to the span that it died at when all others are
     done: if that one kills it once more, it is quarantined. If a process died because one that
     renders for it did, it renders for itself from then on, so that the span is known the next time.
-    progress and committed are told of each span that anybody commits meanwhile.
+    progress and committed are told of each span that anybody commits meanwhile. own_groups: what
+    kills the group of this process lets them end in order.
 
     Raises:
         DataError, UsageError: spans are quarantined or processes keep dying; the others are
@@ -121,7 +123,7 @@ def run_processes(
         news, given = context.Pipe(duplex=False)
         order = watch.suspects_last(own_first(spans, number, len(devices)))
         own = replace(spec, num_workers=num_workers)
-        arguments = (own, devices[number], len(devices), tuple(order), given)
+        arguments = (own, devices[number], len(devices), tuple(order), given, own_groups)
         process = context.Process(target=_work, args=arguments, name=f"kdcache {number}")
         process.start()
         given.close()
@@ -224,12 +226,15 @@ def _work(
     count: int,
     spans: tuple[Span, ...],
     news: Connection,
+    own_group: bool,
 ) -> None:
     """Compute spans in a process of its own, in order.
 
     Sends each span that it begins, and in the end why it failed, or None.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
+    if own_group:
+        os.setpgid(0, 0)
     end_with(os.getppid(), patience_s=STOP_S)
     os.dup2(2, 1)  # what models print is no result
 

@@ -239,8 +239,9 @@ class _Work:
 
     def compute(self, spans: Sequence[Span], part: int, parts: int) -> KdcacheError | None:
         """Compute what is left of the spans, one part first; return why some are not computed."""
-        try:
-            run_processes(self._spec, devices_for("auto", 1), spans=own_first(spans, part, parts))
+        own = own_first(spans, part, parts)
+        try:  # Ray kills the group of an actor that has ended
+            run_processes(self._spec, devices_for("auto", 1), spans=own, own_groups=True)
         except KdcacheError as error:
             return type(error)(f"{socket.gethostname()}: {error}")
         return None
