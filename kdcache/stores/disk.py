@@ -1,0 +1,210 @@
+"""Parts of remote objects that are kept on this disk, within a limit, for all processes.
+
+Invariant: an entry is whole, or not there, or told by its digest and fetched anew; all of them
+together never take more than the limit, but for what dead processes were writing. The least
+recently used go first.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from kdcache.errors import UsageError
+from kdcache.files import PARTIAL, write_whole
+from kdcache.stores.location import Location
+from kdcache.stores.store import ForkedError, Store
+
+FOLDER, LIMIT = "KDCACHE_DISK_CACHE", "KDCACHE_DISK_LIMIT"  # of the environment
+DEFAULT_LIMIT = "20GB"
+KEEP = 0.9  # share of the limit that is left when entries must go
+OLD_S = 3600.0  # of partial files that are swept
+_DIGEST_BYTES = 8
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", re.IGNORECASE)
+
+
+class Piece(NamedTuple):
+    """A part of an object. version: what changes when the object does, such as its sha256."""
+
+    location: Location
+    name: str
+    offset: int
+    size_bytes: int
+    version: str
+
+
+class DiskCache:
+    """Pieces in a folder. Holds no file open, so that it works in forked processes."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        self.folder, self.limit_bytes = folder, limit_bytes
+
+    def get(self, piece: Piece) -> bytes | None:
+        """Return a piece that is kept; None without, or if its file is damaged."""
+        path = self._path(piece)
+        try:
+            data = path.read_bytes()
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._refused(error) from error
+        kept = memoryview(data)[:-_DIGEST_BYTES]
+        if len(kept) != piece.size_bytes or data[-_DIGEST_BYTES:] != _digest(kept):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        return data[:-_DIGEST_BYTES]
+
+    def holds(self, piece: Piece) -> bool:
+        """Return whether a piece is kept, and note that it is used."""
+        try:
+            os.utime(self._path(piece))
+        except OSError:
+            return False
+        return True
+
+    def put(self, piece: Piece, data: bytes) -> None:
+        """Keep a piece, unless it alone is larger than the limit.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        path, size = self._path(piece), len(data) + _DIGEST_BYTES
+        if size > self.limit_bytes:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._account() as account:
+                if path.exists():
+                    return
+                account.reserve(size)
+                whole = data + _digest(data)
+                write_whole(path, partial(_fill, data=whole), sync_file=False, sync_folder=False)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    @property
+    def used_bytes(self) -> int:
+        """Return the bytes of all entries, by their files."""
+        return sum(entry.stat().st_size for entry in self._entries())
+
+    def _path(self, piece: Piece) -> Path:
+        text = "\n".join(map(str, (piece.location, *piece[1:])))
+        name = hashlib.sha256(text.encode()).hexdigest()
+        return self.folder / name[:2] / name
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        for folder in self.folder.glob("[0-9a-f][0-9a-f]"):
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                yield from entries
+
+    @contextmanager
+    def _account(self) -> Iterator["_Account"]:
+        """Hold the folder's account: how many bytes all entries take."""
+        with (self.folder / "used").open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _Account(self, file.fileno())
+
+    def evict(self, most_bytes: int) -> int:
+        """Delete what was not used for longest until all take so many bytes; return what is left.
+
+        Partial files that dead processes left are swept.
+        """
+        found, now = [], time.time()
+        for entry in self._entries():
+            with suppress(FileNotFoundError):
+                status = entry.stat()
+                if not entry.name.endswith(PARTIAL):
+                    found.append((status.st_mtime, status.st_size, entry.path))
+                elif now - status.st_mtime > OLD_S:
+                    os.unlink(entry.path)
+        used = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used <= most_bytes:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            used -= size
+        return used
+
+    def _refused(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"{self.folder}: the disk cache cannot be used: {error.strerror}; free space, or name "
+            f"another folder in {FOLDER}"
+        )
+
+
+class _Account:
+    """The number of bytes that all entries take, in a file that is locked meanwhile."""
+
+    def __init__(self, cache: DiskCache, file: int) -> None:
+        self._cache, self._file = cache, file
+
+    def reserve(self, size: int) -> None:
+        """Make room for an entry, and count it."""
+        limit = self._cache.limit_bytes
+        text = os.pread(self._file, 32, 0)
+        used = int(text) if text.isdigit() else limit
+        if used + size > limit:
+            used = self._cache.evict(min(int(limit * KEEP), limit - size))
+        os.ftruncate(self._file, 0)
+        os.write(self._file, str(used + size).encode())
+
+
+def _fill(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return xxhash.xxh3_64_digest(data)
+
+
+def disk_cache() -> DiskCache:
+    """Return the disk cache that the environment names.
+
+    KDCACHE_DISK_CACHE is its folder, by default kdcache in the user's cache folder;
+    KDCACHE_DISK_LIMIT its size, such as 50GB, by default 20GB.
+
+    Raises:
+        UsageError: the limit is no size.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = os.environ.get(FOLDER) or Path(home) / "kdcache"
+    text = os.environ.get(LIMIT) or DEFAULT_LIMIT
+    if (found := _SIZE.fullmatch(text)) is None:
+        raise UsageError(f"{LIMIT}: {text!r} is no size, expected one such as {DEFAULT_LIMIT}")
+    power = " KMGT".index(found[2].upper() or " ")
+    return DiskCache(Path(folder), limit_bytes=int(float(found[1]) * 1000**power))
+
+
+def read_piece(piece: Piece) -> bytes:
+    """Return a piece, from the disk cache or else from its store; then it is kept.
+
+    Raises:
+        FileNotFoundError, UsageError: as Store.read_range.
+        EvictedError: this process was forked from one that asks the stores, and it is not kept.
+    """
+    cache = disk_cache()
+    data = cache.get(piece)
+    if data is None:
+        try:
+            data = Store(piece.location).read_range(piece.name, piece.offset, piece.size_bytes)
+        except ForkedError as error:
+            raise EvictedError(
+                f"{piece.location / piece.name}: not on this disk any more; raise {LIMIT}"
+            ) from error
+        cache.put(piece, data)
+    return data
+
+
+class EvictedError(ForkedError):
+    """A worker needs a piece that the disk cache has not, and that its parent may read."""

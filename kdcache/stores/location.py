@@ -1,0 +1,86 @@
+"""Where objects lie: a prefix of a bucket, an HTTP root, or a folder.
+
+Invariant: what a location shows of itself holds no credentials.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from kdcache.errors import UsageError
+
+SCHEMES = {
+    "s3": "S3",
+    "s3a": "S3",
+    "gs": "Google Cloud Storage",
+    "az": "Azure",
+    "abfs": "Azure",
+    "abfss": "Azure",
+    "http": "HTTP",
+    "https": "HTTP",
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """A prefix in a store, such as s3://BUCKET/PREFIX or https://HOST/PATH.
+
+    url: without a slash at its end; may hold credentials, which str() leaves out.
+    """
+
+    url: str
+
+    def __truediv__(self, name: str) -> "Location":
+        parts = urlsplit(self.url)
+        return Location(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")))
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+    def __repr__(self) -> str:
+        return f"Location({str(self)!r})"
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return urlsplit(self.url).path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        """Return the prefix above this one."""
+        parts = urlsplit(self.url)
+        return Location(urlunsplit(parts._replace(path=parts.path.rpartition("/")[0])))
+
+    @property
+    def scheme(self) -> str:
+        """Return the scheme, such as s3."""
+        return urlsplit(self.url).scheme
+
+
+Place = Path | Location
+
+
+def parse_place(text: str) -> Place:
+    """Return the folder, or the location in a store, that a text names.
+
+    Raises:
+        UsageError: its scheme is unknown, or it names no bucket or host.
+    """
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return Path(text)
+    if scheme == "file":
+        return Path(urlsplit(text).path)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UsageError(f"{scheme}://…: unknown kind of store, expected a folder, or {known}")
+    location = Location(text.rstrip("/"))
+    try:
+        host = urlsplit(location.url).hostname
+    except ValueError:
+        host = None
+    if not rest.strip("/") or not host:
+        raise UsageError(f"{scheme}://…: names no bucket or host, expected {scheme}://NAME/PATH")
+    return location
