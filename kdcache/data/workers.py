@@ -1,10 +1,13 @@
 """Worker processes that load by request, in order, into memory that they share with this one."""
 
+import mmap
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +19,8 @@ from kdcache.processes import end_with
 
 PREFETCH = 4
 GRACE_S = 10.0
+START_S = 30.0
+STARTS = 3
 
 T = TypeVar("T")
 
@@ -35,18 +40,55 @@ def load(
     Raises:
         UsageError: a worker died.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=requests,
-        num_workers=num_workers,
-        collate_fn=_keep,
-        generator=torch.Generator(),  # else it draws from the trainer's random numbers
-        prefetch_factor=PREFETCH if num_workers else None,
-        multiprocessing_context="fork" if num_workers and forked else None,
-        worker_init_fn=partial(_end_with, os.getpid()) if num_workers else None,
+    context = "fork" if num_workers and forked else None
+    for _ in range(STARTS):
+        begun = mmap.mmap(-1, num_workers) if context else None
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=requests if begun is None else _when_begun(requests, begun),
+            num_workers=num_workers,
+            collate_fn=_keep,
+            generator=torch.Generator(),  # else it draws from the trainer's random numbers
+            prefetch_factor=PREFETCH if num_workers else None,
+            multiprocessing_context=context,
+            worker_init_fn=partial(_begin, os.getpid(), begun) if num_workers else None,
+        )
+        others = set(multiprocessing.active_children())
+        try:
+            with naming_dead_workers():
+                return _Loading(iter(loader))
+        except _NotBegunError:
+            _kill(set(multiprocessing.active_children()) - others)
+    raise WorkerDiedError(
+        f"{STARTS} times, processes that render views did not start within {START_S:.0f} s each; "
+        "use fewer workers, or newer Python than 3.11"
     )
-    return _Loading(iter(loader))
+
+
+class _NotBegunError(Exception):
+    """A worker has not begun in time."""
+
+
+def _when_begun(requests: Iterable[Any], begun: mmap.mmap) -> Iterator[Any]:
+    """Yield requests, the first when all workers have begun: each sets a byte.
+
+    A fork while another thread, of torch's, makes itself known to Python 3.11 holds a lock that
+    nobody frees in the child, which waits for it before it runs anything.
+    """
+    until = time.monotonic() + START_S
+    while begun.find(b"\0") >= 0:
+        if time.monotonic() > until:
+            raise _NotBegunError
+        time.sleep(0.001)
+    yield from requests
+
+
+def _kill(children: set[multiprocessing.process.BaseProcess]) -> None:
+    for child in (*children, *children):
+        with suppress(RuntimeError):  # torch tells of their death, once
+            child.kill()
+            child.join()
 
 
 class _Loading(Iterator[T]):
@@ -87,13 +129,14 @@ def _keep(item: Any) -> Any:
     return item
 
 
-def _end_with(parent: int, worker: int) -> None:
-    """End this worker process soon after its parent.
+def _begin(parent: int, begun: mmap.mmap | None, worker: int) -> None:
+    """Tell that this worker process has begun, and end it soon after its parent.
 
     torch's own watch does not see to it where the pipe to the parent is full: a forked worker holds
     its other end too, and waits for ever.
     """
-    del worker
+    if begun is not None:
+        begun[worker] = 1
     # The parent's own ways are not this process'; an end in good order raises nothing there. It
     # comes late: a signal to the whole group lets the parent finish what it is at.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

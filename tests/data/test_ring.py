@@ -170,12 +170,12 @@ def test_a_killed_run_leaves_no_shared_memory_and_no_process(
 
 STUCK = """
 import os
-from kdcache.data.workers import _end_with
+from kdcache.data.workers import _begin
 
 parent = os.getpid()
 child = os.fork()
 if child == 0:
-    _end_with(parent, 0)
+    _begin(parent, None, 0)
     waited, held = os.pipe()
     os.read(waited, 1)  # for ever, since this process holds the other end itself
 else:
