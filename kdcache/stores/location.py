@@ -77,7 +77,10 @@ def parse_place(text: str) -> Place:
     if not mark:
         return Path(text)
     if scheme == "file":
-        return Path(urlsplit(text).path)
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"file://{parts.netloc}: a host, expected file:///PATH")
+        return Path(unquote(parts.path))
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UsageError(f"{scheme}://…: unknown kind of store, expected a folder, or {known}")

@@ -13,6 +13,8 @@ from kdcache.stores.location import Place
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+# The network failed. Each error of a plain HTTP store begins with "Generic HTTP error".
+_NETWORK = re.compile(r"(?<!Generic )HTTP error")
 _SYSTEM = re.compile(r"\(os error (\d{1,3})\)")
 _PASSING = {"408", "429", "500", "502", "503", "504"}
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "InternalError", "NoSuchUpload"}
@@ -38,7 +40,7 @@ def is_passing(error: BaseException) -> bool:
     if type(error).__name__ != "GenericError" or _names_metadata(text):
         return False
     status = _STATUS.search(text)
-    return "HTTP error" in text if status is None else status[1] in _PASSING
+    return _NETWORK.search(text) is not None if status is None else status[1] in _PASSING
 
 
 def is_wrong(error: BaseException) -> bool:
@@ -48,10 +50,10 @@ def is_wrong(error: BaseException) -> bool:
     """
     if isinstance(error, WrongError):
         return True
-    text, marks = str(error), ("HTTP error", "LocalFileSystem", *_METADATA)
-    if type(error).__name__ != "GenericError" or _STATUS.search(text):
+    text = str(error)
+    if type(error).__name__ != "GenericError" or _STATUS.search(text) or _NETWORK.search(text):
         return False
-    return not any(mark in text for mark in marks)
+    return not any(mark in text for mark in ("LocalFileSystem", *_METADATA))
 
 
 def _names_metadata(text: str) -> bool:
@@ -112,7 +114,7 @@ def _other(where: Place, error: BaseException, found: str) -> UsageError:
             f"{where}: the server answers, but not with what was asked for, or says no length; "
             "leave out a proxy that changes answers, or use another server"
         )
-    if "HTTP error" in text:
+    if _NETWORK.search(text):
         return UsageError(
             f"{where}: the store does not answer, or not to the end; check the address and the "
             "network, then run the same command again"
