@@ -101,7 +101,11 @@ class DiskCache:
     @property
     def used_bytes(self) -> int:
         """Return the bytes of all entries, by their files."""
-        return sum(entry.stat().st_size for entry in self._entries())
+        used = 0
+        for entry in self._entries():
+            with suppress(FileNotFoundError):  # another process may evict meanwhile
+                used += entry.stat().st_size
+        return used
 
     def _path(self, piece: Piece) -> Path:
         text = "\n".join(map(str, (piece.location, *piece[1:])))
