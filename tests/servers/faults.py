@@ -7,21 +7,16 @@ A plan gives the fault of a request, or None for one that passes. Host and all h
 came, so that what the client signed holds. The proxy notes what was asked, and answered.
 """
 
-import ctypes
 import http.client
 import re
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -380,41 +375,3 @@ def running(upstream: str) -> Iterator[Proxy]:
     with listening(_Proxying, proxy) as server:
         proxy.url = server.url
         yield proxy
-
-
-# --- in a process of its own ---------------------------------------------------------------
-
-
-@contextmanager
-def delaying(upstream: str, seconds: float) -> Iterator[str]:
-    """Yield where a server answers with a delay of every request.
-
-    In a process of its own, so that what is measured here does not share its interpreter.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.servers.faults", upstream, str(seconds)],
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-
-
-def main(upstream: str, seconds: float) -> None:
-    """Delay requests until a signal comes, or the process that started this one ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with running(upstream) as proxy:
-        proxy.delay_s = seconds
-        print(proxy.url, flush=True)
-        signal.pause()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))

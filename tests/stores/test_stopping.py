@@ -67,7 +67,7 @@ def test_an_interrupt_ends_a_request_that_waits(
         process.send_signal(signal.SIGINT)
         before = time.monotonic()
         assert process.wait(30) == 42
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 5  # of 60
     finally:
         process.kill()
         process.wait()
@@ -82,7 +82,7 @@ def test_an_interrupt_ends_a_wait_between_requests(
     try:
         wait_until(lambda: len(s3.requests) > 4)
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 42
+        assert process.wait(15) == 42
     finally:
         process.kill()
         process.wait()
@@ -116,6 +116,25 @@ def test_threads_that_wait_are_ended_by_abandon(
     assert bucket.read("a") == DATA
 
 
+def test_a_process_ends_in_order_while_threads_of_it_ask(bucket: Store, tmp_path: Path) -> None:
+    bucket.write("a", DATA)
+    lines = """
+import threading, time
+from kdcache.stores.store import AbandonedError
+def read():
+    try:
+        while True: store.read("a")
+    except AbandonedError:
+        pass
+for _ in range(8): threading.Thread(target=read, daemon=True).start()
+time.sleep(0.3)
+"""
+    for _ in range(3):
+        command = [sys.executable, "-X", "dev", "-c", f"{SCRIPT}{lines}", bucket.place.url, "-"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_forked_child_is_refused_at_once(bucket: Store, tmp_path: Path) -> None:
     bucket.write("a", DATA)
     Store(tmp_path).write("a", DATA)
@@ -125,7 +144,7 @@ def test_a_forked_child_is_refused_at_once(bucket: Store, tmp_path: Path) -> Non
             before = time.monotonic()
             with pytest.raises(ForkedError, match="forked from one that had opened stores"):
                 store.read("a")
-            assert time.monotonic() - before < 1
+            assert time.monotonic() - before < 5
 
     process = tiny.start(child)
     process.join(30)

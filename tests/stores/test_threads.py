@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdcache.stores.location import Location
 from kdcache.stores.store import Store
-from tests.servers import faults, static
+from tests.servers import delays, static
 
 DATA = bytes(range(256)) * 4000
 
@@ -14,7 +14,7 @@ DATA = bytes(range(256)) * 4000
 def test_threads_wait_for_a_distant_server_at_the_same_time(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(DATA)
     serve = static.plain if static.missing() else static.nginx
-    with serve(tmp_path) as server, faults.delaying(server.url, 0.2) as url:
+    with serve(tmp_path) as server, delays.delaying(server.url, 0.2) as url:
         store = Store(Location(url))
         store.size("a")
         before = time.monotonic()
