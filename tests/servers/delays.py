@@ -1,4 +1,4 @@
-"""A proxy that delays every request, in a process of its own: what is measured shares no interpreter.
+"""A proxy that delays every request, in a process of its own: it shares no interpreter with a test.
 
 `python -m tests.servers.delays UPSTREAM SECONDS` prints where it answers.
 """
