@@ -127,6 +127,7 @@ def read_attributes(attributes: dict[str, Any], *, source: Path) -> Described:
             raise CorruptError(
                 f"{source}/zarr.json: attributes differ from their digest; run {REPAIR}"
             )
+        _check_items(body)
         found = _describe(body, source=source)
         if found.info.id == body["id"]:
             return found
@@ -184,10 +185,6 @@ class _Attributes(_Part):
 
 
 def _describe(body: dict[str, Any], *, source: Path) -> Described:
-    for part in ("recipe", "versions", "licences"):
-        check_items(body[part], most=MOST_ITEMS)
-    if not all(isinstance(name, str) for name in body["classes"] or ()):
-        raise ValueError("classes: a name is no text")
     try:
         known = _Attributes.model_validate(body)
     except ValidationError as error:
@@ -218,6 +215,18 @@ def _describe(body: dict[str, Any], *, source: Path) -> Described:
     check_limits(grid if extends_to is None else grid.with_views(extends_to), info.specs)
     check_limits(grid, info.specs)
     return Described(info, grid, extends_to)
+
+
+def _check_items(body: dict[str, Any]) -> None:
+    """Check that telling what is wrong with tables of texts would not take long.
+
+    Raises:
+        LookupError, TypeError, ValueError: it would, or there are none.
+    """
+    for part in ("recipe", "versions", "licences"):
+        check_items(body[part], most=MOST_ITEMS)
+    if not all(isinstance(name, str) for name in body["classes"] or ()):
+        raise ValueError("classes: a name is no text")
 
 
 def with_extent(
