@@ -6,20 +6,20 @@ end with the union of what they brought, whoever comes last, and one that is kil
 manifest, or the newer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import Span, span_named
 from kdcache.cache.manifest import COMMITS
 from kdcache.cache.metadata import ROOT, Document
 from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, Licences, Manifest
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.identity import read_json
-from kdcache.sharing.catalogue import DOCUMENTS, Catalogue, Published, cache_name, sha256
+from kdcache.sharing.catalogue import CACHES, DOCUMENTS, Catalogue, Published, cache_name, sha256
 from kdcache.sharing.draft import ROWS, Basis, Draft, draft, make_manifest
 from kdcache.sharing.together import together
+from kdcache.stores.location import Place
 
 ROUNDS = 32
 LAID_OUT = ("span_views", "max_rows")  # of the grid: what spans of one cache must agree in
@@ -43,6 +43,11 @@ class Folder(NamedTuple):
     cache: str
     sizes: dict[str, int]
 
+    @property
+    def place(self) -> Place:
+        """Return where it is."""
+        return self.catalogue.place / CACHES / self.cache
+
     def size(self, name: str) -> int | None:
         """Return an object's bytes; asks once more for what a listing may not show yet."""
         if name in self.sizes:
@@ -58,15 +63,10 @@ class Folder(NamedTuple):
     def _read(self, name: str) -> bytes | None:
         return self.catalogue.read_small(cache_name(self.cache, name))
 
-    def write(self, objects: dict[str, bytes]) -> None:
-        """Write objects."""
-        store = self.catalogue.store
-
-        def write(item: tuple[str, bytes]) -> None:
-            store.write(cache_name(self.cache, item[0]), item[1])
-
-        for _ in together(write, sorted(objects.items())):
-            pass
+    def write(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects, one after the other."""
+        for name, data in objects.items():
+            self.catalogue.store.write(cache_name(self.cache, name), data)
 
 
 def list_folder(catalogue: Catalogue, cache: str) -> Folder:
@@ -153,8 +153,8 @@ def settle(
     """
     known = set(known)
     for number in range(ROUNDS):
-        there = found(catalogue, cache, mend=mine is not None)
-        basis = _basis(mine, there)
+        there = find_there(catalogue, cache, mend=mine is not None)
+        basis = joined_with(there, mine)
         folder = list_folder(catalogue, cache)
         manifest, drafted = _draft(folder, basis, known=known | _named(there))
         data = manifest.to_bytes()
@@ -172,7 +172,7 @@ def settle(
     )
 
 
-def found(catalogue: Catalogue, cache: str, *, mend: bool) -> Published | None:
+def find_there(catalogue: Catalogue, cache: str, *, mend: bool) -> Published | None:
     """Return a published cache; None without. mend: a damaged manifest is as good as none."""
     try:
         return catalogue.find(cache)
@@ -186,7 +186,14 @@ def _named(there: Published | None) -> set[str]:
     return set() if there is None else set(there.manifest.objects)
 
 
-def _basis(mine: Basis | None, there: Published | None) -> Basis:
+def joined_with(there: Published | None, mine: Basis | None) -> Basis:
+    """Return what a cache is by what is published of it, and by a publisher.
+
+    Raises:
+        UsageError: nothing is known of it.
+        MismatchError: as joined.
+        CorruptError: what is published is damaged, and the publisher's cannot take its place.
+    """
     if there is None:
         if mine is None:
             raise UsageError("no manifest is there to be mended; publish the cache again")
@@ -196,7 +203,7 @@ def _basis(mine: Basis | None, there: Published | None) -> Basis:
     except CorruptError:
         if mine is None or mine.views < there.manifest.views:
             raise
-        return mine  # which mends it
+        return mine
     return theirs if mine is None else joined(mine, theirs, where=str(there.place))
 
 
@@ -206,7 +213,7 @@ def _draft(folder: Folder, basis: Basis, *, known: set[str]) -> tuple[Manifest, 
     spans = {f"{COMMITS}/{span}.json": span for span in map(_span, seen) if span is not None}
     read = folder.read([*spans, *(name for name in seen if name.startswith(f"{CONTRIBUTIONS}/"))])
     records = {span: read[name] for name, span in spans.items() if name in read}
-    where = folder.catalogue.place / "caches" / folder.cache
+    where = folder.place
     drafted = draft(basis, records, where=where)
     lost = _lost(folder, drafted)
     if lost:
