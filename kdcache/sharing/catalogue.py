@@ -23,9 +23,11 @@ from kdcache.cache.published import (
     MAX_BYTES,
     SIGNATURE,
     Manifest,
+    PublishedObject,
     parse_manifest,
 )
 from kdcache.errors import CorruptError, UsageError
+from kdcache.identity import cache_id
 from kdcache.sharing.index import INDEX, Index, Ref, Summary, parse_index, parse_ref
 from kdcache.sharing.refs import is_ref_name
 from kdcache.sharing.together import together
@@ -89,16 +91,30 @@ class Published:
         """Return where the cache lies."""
         return self.catalogue.place / CACHES / self.id
 
-    def read(self, name: str) -> bytes:
-        """Return an object of the cache, compared with the manifest.
+    def entry(self, name: str, *, most_bytes: int) -> PublishedObject:
+        """Return what the manifest says of an object.
 
         Raises:
-            CorruptError: the manifest has no such object, or it is missing, or another.
-            UsageError: the store refuses, or does not answer.
+            CorruptError: it has no such object, or says that it is larger than most_bytes.
         """
         entry = self.manifest.objects.get(name)
         if entry is None:
             raise CorruptError(f"{self.place / MANIFEST}: does not name {name}; {AGAIN}")
+        if entry.size_bytes > most_bytes:
+            raise CorruptError(
+                f"{self.place / MANIFEST}: {name} has {entry.size_bytes} bytes, at most "
+                f"{most_bytes} expected; {AGAIN}"
+            )
+        return entry
+
+    def read(self, name: str, *, most_bytes: int = MAX_BYTES) -> bytes:
+        """Return an object of the cache, compared with the manifest.
+
+        Raises:
+            CorruptError: as entry, or it is missing, or another.
+            UsageError: the store refuses, or does not answer.
+        """
+        entry = self.entry(name, most_bytes=most_bytes)
         problem = "missing"
         for stored in (name, f"{DOCUMENTS}/{entry.sha256}"):
             data = self._read(stored, entry.size_bytes)
@@ -176,6 +192,17 @@ class Catalogue:
         if manifest.cache != cache:
             raise CorruptError(
                 f"{self.place / name}: the manifest of cache {manifest.cache[:SHOWN]}; {AGAIN}"
+            )
+        made_by = cache_id(
+            dataset_id=manifest.dataset.id,
+            recipe_id=manifest.recipe.id,
+            teacher_id=manifest.teacher.id,
+            encoding=manifest.encoding,
+        )
+        if made_by != cache:
+            raise CorruptError(
+                f"{self.place / name}: dataset, recipe, teacher and encoding give another cache, "
+                f"{made_by[:SHOWN]}; {AGAIN}"
             )
         return Published(self, data, manifest)
 

@@ -83,9 +83,9 @@ def draft(basis: Basis, records: Mapping[Span, bytes], *, where: Place) -> Draft
     with tempfile.TemporaryDirectory(prefix="kdcache-") as scratch:
         path = Path(scratch)
         try:
-            bare = _bare_cache(path, basis)
+            bare = bare_cache(path, basis)
         except CorruptError as error:
-            raise CorruptError(_named(error, path, where)) from None
+            raise CorruptError(renamed(error, path, where)) from None
         commits: dict[Span, Commit] = {}
         damaged: dict[Span, str] = {}
         (path / COMMITS).mkdir()
@@ -94,7 +94,7 @@ def draft(basis: Basis, records: Mapping[Span, bytes], *, where: Place) -> Draft
             try:
                 commits[span] = bare.commit(span)
             except CorruptError as error:
-                damaged[span] = _named(error, path, where)
+                damaged[span] = renamed(error, path, where)
                 (path / span.commit_name).unlink()
         if not bare.missing():
             bare.seal()
@@ -104,8 +104,12 @@ def draft(basis: Basis, records: Mapping[Span, bytes], *, where: Place) -> Draft
     return Draft(bare.info, bare.grid, documents, commits, damaged)
 
 
-def _bare_cache(path: Path, basis: Basis) -> Cache:
-    """Return a cache without objects, in an empty folder."""
+def bare_cache(path: Path, basis: Basis) -> Cache:
+    """Return a cache without objects, in an empty folder.
+
+    Raises:
+        CorruptError: the basis is that of no cache.
+    """
     attributes = basis.attributes
     grid = attributes.get("kdcache", {}).get("grid", {})
     if grid.get("views") != basis.views or "extends_to" in grid:
@@ -120,7 +124,8 @@ def _bare_cache(path: Path, basis: Basis) -> Cache:
     return open_cache(path)
 
 
-def _named(error: CorruptError, path: Path, where: Place) -> str:
+def renamed(error: CorruptError, path: Path, where: Place) -> str:
+    """Return an error of a cache in a temporary folder, as one of what it was made of."""
     return str(error).replace(str(path), str(where))
 
 

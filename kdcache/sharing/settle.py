@@ -10,13 +10,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import Span, span_named
 from kdcache.cache.manifest import COMMITS
 from kdcache.cache.metadata import ROOT, Document
 from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, Licences, Manifest
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.identity import read_json
-from kdcache.sharing.catalogue import CACHES, DOCUMENTS, Catalogue, Published, cache_name, sha256
+from kdcache.sharing.catalogue import (
+    AGAIN,
+    CACHES,
+    DOCUMENTS,
+    Catalogue,
+    Published,
+    cache_name,
+    sha256,
+)
 from kdcache.sharing.draft import ROWS, Basis, Draft, draft, make_manifest
 from kdcache.sharing.together import together
 from kdcache.stores.location import Place
@@ -83,12 +92,15 @@ def basis_of(published: Published) -> Basis:
         CorruptError: its metadata are damaged.
         UsageError: the store refuses, or does not answer.
     """
+    where = published.place / ROOT
     try:
         document = read_json(published.read(ROOT))
         attributes = dict(document["attributes"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptError(f"{published.place / ROOT}: damaged: {error}") from None
-    objects, (samples) = published.manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
+        raise CorruptError(f"{where}: damaged: {error}; {AGAIN}") from None
+    if read_attributes(attributes, source=where).info.id != published.id:
+        raise CorruptError(f"{where}: of another cache than its manifest; {AGAIN}")
+    objects, samples = published.manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
     return Basis(
         attributes=attributes,
         views=published.manifest.views,
