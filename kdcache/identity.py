@@ -6,12 +6,15 @@ round-trip form, keys are sorted, and NaN is refused.
 
 import hashlib
 import json
+import math
+import re
 from typing import Any
 
 import xxhash
 
 FORMAT_VERSION = 1
 FORMAT_NEEDS = "0.1"  # the first kdcache that reads this format
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -41,6 +44,40 @@ def read_json(data: bytes) -> Any:
         return float(text)
 
     return json.loads(data, parse_float=number)
+
+
+def read_strict_json(data: bytes, *, most_bytes: int) -> Any:
+    """Return what JSON of strangers says, which all readers understand alike.
+
+    Raises:
+        ValueError: data is no UTF-8 JSON, larger than most_bytes, nested too deeply, or holds a key
+            twice, a number that is not finite, or half of a surrogate pair.
+    """
+    if len(data) > most_bytes:
+        raise ValueError(f"{len(data)} bytes, at most {most_bytes}")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError("a number is not finite")
+        return value
+
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=unique, parse_float=number, parse_constant=number
+        )
+        if _SURROGATE.search(data):
+            canonical_json(value)  # which no half of a pair can be written to
+    except UnicodeError:
+        raise ValueError("not UTF-8") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
 
 
 def digest(value: Any) -> str:

@@ -14,6 +14,7 @@ from kdcache.cli import (
     evaluate,
     export,
     fidelity,
+    keys,
     output,
     plan,
     precompute,
@@ -54,6 +55,7 @@ app.command("pack")(data.pack)
 app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(teacher.app, name="teacher")
+app.add_typer(keys.app, name="keys")
 app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)

@@ -98,6 +98,17 @@ class Store:
             return
         yield from sorted(found)
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below a prefix, sorted; as names."""
+
+        def ask() -> list[str]:
+            return list(self._client().list_with_delimiter(prefix)["common_prefixes"])
+
+        try:
+            return sorted(path.rpartition("/")[2] for path in self._asking(prefix, ask))
+        except FileNotFoundError:
+            return []
+
     def write(self, name: str, data: bytes) -> None:
         """Write a whole object, in place of what is there; it is seen whole or not at all."""
         self._asking(name, lambda: self._client().put(name, data))

@@ -1,0 +1,130 @@
+"""Refs set, and catalog.json brought in line with the manifests.
+
+Invariant: both only say where to look. Of publishers that race, the last one's catalog.json stays,
+and whoever writes it next adds what that lost.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kdcache.errors import CorruptError, UsageError
+from kdcache.sharing.catalogue import SHOWN, Catalogue, Published, ref_name
+from kdcache.sharing.describing import descriptions
+from kdcache.sharing.index import FORMAT, INDEX, Change, Index, Ref, Summary, to_text
+from kdcache.sharing.refs import check_ref_name, utc, with_change
+from kdcache.sharing.settle import settle
+
+TRIES = 3
+
+
+def set_ref(
+    catalogue: Catalogue, name: str, cache: str, *, who: str, when: str | None = None
+) -> Ref:
+    """Return what a name refers to from now on; what it referred to is kept.
+
+    Raises:
+        UsageError: it is no name of a ref, the cache is not there, or the store refuses.
+    """
+    check_ref_name(name)
+    check_writable(catalogue)
+    cache = catalogue.published(cache).id
+    try:
+        old = catalogue.ref(name)
+    except CorruptError:
+        old = None  # which setting it mends
+    ref = with_change(old, Change(cache=cache, when=when or utc(), who=who))
+    if ref != old:
+        catalogue.store.write(ref_name(name), to_text(ref))
+    return ref
+
+
+def check_writable(catalogue: Catalogue) -> None:
+    """Check that a catalogue is of a kind that can be written.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not catalogue.lists:
+        raise UsageError(
+            f"{catalogue.place}: HTTP is for reading; name the folder or the bucket that it serves"
+        )
+
+
+def update_index(catalogue: Catalogue, changed: Iterable[Published]) -> Index:
+    """Return catalog.json as written: of older entries those that are there, and the changed.
+
+    Raises:
+        UsageError: the store refuses, or does not answer.
+    """
+    fresh = {p.id: Summary.of(p.manifest, p.data) for p in changed}
+    for _ in range(TRIES):
+        known = _index_there(catalogue)
+        folders = catalogue.folders()
+        kept = {cache: known[cache] for cache in folders if cache in known} | fresh
+        added, _ = catalogue.summarise(cache for cache in folders if cache not in kept)
+        index = _written(catalogue, kept | added)
+        there = _index_there(catalogue)
+        if all(there.get(cache) == summary for cache, summary in fresh.items()):
+            break  # else another publisher wrote it meanwhile
+    return index
+
+
+def _index_there(catalogue: Catalogue) -> dict[str, Summary]:
+    try:
+        return dict(catalogue.index().caches)
+    except (CorruptError, UsageError):
+        return {}  # there is none, or it is damaged: it is made anew
+
+
+def _written(catalogue: Catalogue, caches: dict[str, Summary]) -> Index:
+    refs, _ = catalogue.refs()
+    index = Index(format=FORMAT, caches=dict(sorted(caches.items())), refs=refs)
+    text = to_text(index)
+    if catalogue.read_small(INDEX, most_bytes=len(text)) != text:
+        catalogue.store.write(INDEX, text)
+    return index
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What rebuilding did. caches: that are there; mended: whose manifest was behind.
+
+    damaged: what is wrong with caches and refs that were left as they were.
+    """
+
+    caches: int
+    mended: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+
+def rebuild(catalogue: Catalogue) -> Rebuilt:
+    """Bring each manifest in line with what lies there, and catalog.json with the manifests.
+
+    A mended manifest has no valid signature until somebody signs it.
+
+    Raises:
+        UsageError: the store refuses, or does not answer.
+    """
+    check_writable(catalogue)
+    found: dict[str, Summary] = {}
+    mended: list[str] = []
+    damaged: list[str] = []
+    for cache in catalogue.folders():
+        try:
+            if catalogue.find(cache) is None:
+                continue
+            settled = settle(catalogue, cache, mine=None, describe=descriptions)
+        except CorruptError as error:
+            damaged.append(str(error))
+            continue
+        damaged += [f"cache {cache[:SHOWN]}: {text}" for text in settled.damaged.values()]
+        mended += [cache] if settled.rounds else []
+        found[cache] = Summary.of(settled.published.manifest, settled.published.data)
+    _, bad = catalogue.refs()
+    _written(catalogue, found)
+    return Rebuilt(len(found), tuple(mended), (*damaged, *bad.values()))
+
+
+def shown_refs(refs: dict[str, Ref], cache: str) -> Sequence[str]:
+    """Return the names that refer to a cache."""
+    return sorted(name for name, ref in refs.items() if ref.cache == cache)
