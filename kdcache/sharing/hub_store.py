@@ -87,7 +87,7 @@ class HubStore(Store):
         return hf_hub_url(self.repository, file, repo_type=KIND, revision=self.commit)
 
     def _get(self, name: str, headers: dict[str, str]) -> Any:
-        library = _utilities()
+        library = _utilities(self.repository)
 
         def ask() -> Any:
             answer = library.http_backoff(
@@ -114,9 +114,13 @@ class HubStore(Store):
             raise refusal(self.repository, error) from None
 
 
-def _utilities() -> Any:
-    """Return what the hub's library offers to others; its types are not exported."""
-    return need("huggingface_hub.utils", extra="hub", spec="kdcache hub")
+def _utilities(repository: str) -> Any:
+    """Return what the hub's library offers to others; its types are not exported.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    return need("huggingface_hub.utils", extra="hub", spec=f"dataset repository {repository}")
 
 
 def find_commit(repository: str, revision: str | None) -> str:
@@ -126,7 +130,7 @@ def find_commit(repository: str, revision: str | None) -> str:
         UsageError: there is no such repository or revision, or the hub does not answer.
     """
     check_name(repository)
-    need("huggingface_hub", extra="hub", spec=repository)
+    _utilities(repository)
     from huggingface_hub import HfApi
 
     try:
@@ -174,9 +178,13 @@ def refusal(repository: str, error: BaseException, *, revision: str | None = Non
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep the log messages, warnings and progress bars of the hub's library to itself."""
-    library, logger = _utilities(), logging.getLogger("huggingface_hub")
+def hushed(repository: str) -> Iterator[None]:
+    """Keep the log messages, warnings and progress bars of the hub's library to itself.
+
+    Raises:
+        UsageError: the library is not installed; says that this repository needs it.
+    """
+    library, logger = _utilities(repository), logging.getLogger("huggingface_hub")
     shown = not library.are_progress_bars_disabled()
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -10,7 +10,7 @@ import mlcroissant as mlc
 import pytest
 
 from kdcache.cache.published import PublishedObject, manifest_digest
-from kdcache.cache.store import Cache
+from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError
 from kdcache.sharing.croissant import croissant
 from tests.sharing.described import (
@@ -27,9 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:D
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    root = tmp_path_factory.mktemp("cache")
-    return precompute(root / "cache", make_dataset(root), make_recipe())
+def cache(complete: Path) -> Cache:
+    return open_cache(complete)
 
 
 def load(source: str | dict[str, Any], log: pytest.LogCaptureFixture) -> mlc.Dataset:
