@@ -7,7 +7,7 @@ killed goes on where it stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdcache.cache.metadata import ROOT
@@ -118,15 +118,18 @@ def push(
 
 @dataclass
 class _Pushing:
-    """A repository that is written to; operations: that are not committed yet."""
+    """A repository that is written to.
+
+    head: the commit that the next one goes upon, so that no other push is overwritten. operations:
+    that are not committed yet.
+    """
 
     api: "HfApi"
     repository: str
     branch: str
     published: Published
-
-    def __post_init__(self) -> None:
-        self.operations: list[Any] = []
+    head: str | None = None
+    operations: list[Any] = field(default_factory=list)
 
     def open(self, *, private: bool) -> None:
         """Make the repository, and the branch, unless they are there."""
@@ -151,6 +154,7 @@ class _Pushing:
             UsageError: it has spans that would be lost to it.
         """
         hub = HubStore(self.repository, self.branch)
+        self.head = hub.commit
         try:
             there = parse_manifest(hub.read(MANIFEST), where=hub.place / MANIFEST)
         except FileNotFoundError:
@@ -197,9 +201,10 @@ class _Pushing:
             commit_message=f"kdcache: {what} of cache {self.published.id[:12]}",
             repo_type=KIND,
             revision=self.branch,
+            parent_commit=self.head,
         )
-        self.operations = []
-        return str(made.oid)
+        self.operations, self.head = [], str(made.oid)
+        return self.head
 
 
 def _groups(manifest: Manifest, names: set[str]) -> Iterator[list[str]]:

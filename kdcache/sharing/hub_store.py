@@ -167,6 +167,8 @@ def refusal(repository: str, error: BaseException, *, revision: str | None = Non
             f"the hub refuses ({status}); run hf auth login with a token that may read it, and for "
             "kdcache hub push one that may write"
         )
+    elif reason is None and status in (409, 412):
+        reason = "somebody else changed it meanwhile; run the same command again"
     elif reason is None and status is not None:
         reason = f"the hub answers {status}; run the same command again"
     elif reason is None:

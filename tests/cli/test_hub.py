@@ -1,6 +1,8 @@
 """kdcache hub: what goes to the hub comes back, byte for byte, or is refused by name."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +133,14 @@ def test_a_signature_is_asked_for_if_told(kdcache: Run, pushed: Repository, tmp_
     outcome = kdcache("hub", "pull", NAME, tmp_path / "out", *options, "--json")
     assert outcome.code == 0, outcome.stderr
     assert "Team A" in outcome.value["signer"]
+
+
+def test_help_has_examples_and_waits_for_no_library(kdcache: Run) -> None:
+    for command in ("push", "pull"):
+        assert f"kdcache hub {command} " in kdcache("hub", command, "--help").stdout
+    code = "import sys, kdcache.cli.app as a; print('huggingface_hub' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert done.stdout.split() == [b"False"]
 
 
 def test_a_repository_that_is_not_there_is_one_sentence(

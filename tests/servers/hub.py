@@ -304,6 +304,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found.files(branch) is None:
             raise _RefusalError(404, "RevisionNotFound")
         lines = [json.loads(line) for line in body.splitlines()]
+        parent = lines[0]["value"].get("parentCommit")
+        if parent not in (None, found.branches[branch]):
+            raise _RefusalError(412)
         files = {}
         for line in lines:
             value = line["value"]

@@ -142,6 +142,19 @@ def test_spans_that_others_pushed_are_not_lost(
         push(published_at(publish_by_hand(part, tmp_path / "parts")), NAME)
 
 
+def test_a_push_that_meets_another_one_does_not_overwrite_it(
+    published: Published, hub: Hub
+) -> None:
+    def meet(count: int) -> None:
+        if not met:
+            met.append(hub.repositories[NAME].commit("main", "another", {MANIFEST: b"{}"}))
+
+    met: list[str] = []
+    with pytest.raises(UsageError, match="somebody else changed it meanwhile; run the same comm"):
+        push(published, NAME, progress=meet)
+    assert hub.repositories[NAME].branches["main"] == met[0]
+
+
 def test_an_object_that_differs_from_the_manifest_is_not_sent(
     published: Published, hub: Hub
 ) -> None:
