@@ -16,6 +16,8 @@ from kdcache.sharing import hub as hubs
 from kdcache.sharing.catalogue import Published
 from kdcache.sharing.hub import published_at, published_on_hub, push
 from kdcache.sharing.hub_store import HubStore
+from kdcache.stores.location import Location
+from kdcache.stores.store import Store
 from tests.servers.hub import TOKEN, Hub, reach, serve_hub
 from tests.sharing.described import manifest_of, objects_of, publish_by_hand
 from tests.tiny import make_dataset, make_recipe, precompute, precompute_first
@@ -324,3 +326,14 @@ def test_a_hub_that_fails_for_a_moment_is_asked_again(
     with pytest.raises(UsageError, match="the hub answers 503; run the same command again"):
         store.read(".gitattributes")
     assert len(slept) == 5
+
+
+def test_a_public_repository_is_read_in_place_as_any_server_of_files(
+    published: Published, hub: Hub
+) -> None:
+    push(published, NAME)
+    store = Store(Location(f"{hub.address}/datasets/{NAME}/resolve/main"))
+    for file in ("values/c/1/0/0/0", MANIFEST):  # a large file, to which the hub redirects
+        data = (folder_of(published) / file).read_bytes()
+        assert store.read(file) == data
+        assert store.read_range(file, 3, 5) == data[3:8]
