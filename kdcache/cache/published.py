@@ -5,28 +5,51 @@ executed or imported, and a damaged or hostile one is refused before anything is
 """
 
 import hashlib
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from kdcache.cache.inventory import arrays_of, check_inventory, check_names
 from kdcache.errors import CorruptError, UsageError
-from kdcache.identity import canonical_json, read_json
+from kdcache.identity import cache_id, canonical_json, digest, read_strict_json
 from kdcache.stores.location import Place
+from kdcache.texts import printable
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig.json"
 CONTRIBUTIONS = "contributions"
 MAX_BYTES = 1 << 28
-_NAME = re.compile(
-    r"zarr\.json|seal\.json|commits/\d{1,10}-\d{1,10}\.json|contributions/[0-9a-f]{16}\.json"
-    r"|[a-z][a-z0-9_]{0,31}/(zarr\.json|c(/\d{1,10}){1,4})"
-)
+MAX_TOTAL_BYTES = 1 << 50
+MAX_DEPTH = 16
+MAX_ITEMS = 100_000  # of everything but objects
+_FREE_ITEMS = 1_000_000  # of JSON; a larger manifest has an object in every 100 bytes, of 3 items
+_BYTES_PER_ITEM = 24
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return plain values, seen to be nested in few levels, and of printable texts."""
+    level: list[Any] = [values]
+    for _ in range(MAX_DEPTH + 1):
+        texts = [value for value in level if isinstance(value, str)]
+        texts += [key for value in level if isinstance(value, dict) for key in value]
+        if not all(text.isprintable() for text in texts):
+            raise ValueError("a text that cannot be printed")
+        lists = (
+            value.values() if isinstance(value, dict) else value
+            for value in level
+            if isinstance(value, dict | list)
+        )
+        level = [value for values in lists for value in values]
+    if level:
+        raise ValueError(f"nested in more than {MAX_DEPTH} levels")
+    return values
+
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, Field(max_length=10_000)]
+Text = Annotated[str, AfterValidator(printable), Field(max_length=10_000)]
+Hours = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 
 
@@ -55,7 +78,7 @@ class RecipeSummary(_Record):
 
     id: Digest
     name: Text | None
-    text: dict[str, Any]
+    text: Plain
 
 
 class TeacherSummary(_Record):
@@ -84,7 +107,7 @@ class Contribution(_Record):
     who: Text
     when: Text
     spans: Count
-    device_hours: float | None
+    device_hours: Hours | None
     kdcache: Text
     commit: Text | None
     versions: dict[Text, Text]
@@ -134,37 +157,130 @@ def parse_manifest(data: bytes, *, where: Place) -> Manifest:
     """Return what a manifest says.
 
     Raises:
-        CorruptError: it is damaged, or names what no cache has.
+        CorruptError: it is damaged, or names what no cache has, or not written as kdcache does: a
+            manifest has one form, since its digest and signatures are of its bytes.
         UsageError: a newer kdcache wrote it.
     """
-    if len(data) > MAX_BYTES:
-        raise CorruptError(f"{where}: a manifest of {len(data)} bytes, at most {MAX_BYTES}")
     try:
-        body = read_json(data)
-        found = body["format"] if isinstance(body, dict) else None
-        if type(found) is int and found > FORMAT:
-            raise UsageError(
-                f"{where}: manifest format {found}, this kdcache reads up to {FORMAT}; install a "
-                "newer kdcache"
-            )
-        _check_names(body.get("objects", {}) if isinstance(body, dict) else {})
-        return Manifest.model_validate_json(data)
+        body = _read(data)
+        _check_format(body.get("format"), where)
+        _check_objects(body.pop("objects", None))
+        _check_items(body)
+        manifest = Manifest.model_validate_json(data)
+        if manifest.to_bytes() != data:
+            raise ValueError("not as kdcache writes it, byte for byte")
+        _check_consistency(manifest, where)
+        return manifest
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error)[:200]
+        reason = _first(error)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = printable(str(error)[:200])
     raise CorruptError(
         f"{where}: no manifest of a cache: {reason}; ask who published it to publish it again"
     )
 
 
-def _check_names(objects: Mapping[str, Any]) -> None:
-    """Check that objects are named as a cache names them.
+def _read(data: bytes) -> dict[str, Any]:
+    """Return a manifest's JSON, which takes no more memory than that of a sound one.
 
     Raises:
-        ValueError: a name is anything else.
+        ValueError: it is none.
     """
-    for name in objects:
-        if _NAME.fullmatch(name) is None:
-            raise ValueError(f"object {name[:80]!r} is none of a cache")
+    items = sum(map(data.count, (b"[", b"{", b",")))
+    if items > _FREE_ITEMS + len(data) // _BYTES_PER_ITEM:
+        raise ValueError(f"{items} values in {len(data)} bytes")
+    body = read_strict_json(data, most_bytes=MAX_BYTES)
+    if not isinstance(body, dict):
+        raise ValueError("not a table")
+    return body
+
+
+def _check_objects(objects: Any) -> None:
+    """Check that objects are named and told as those of a cache, up to the first that is not.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(objects, dict):
+        raise ValueError("names no objects")
+    check_names(objects)
+    fields = set(PublishedObject.model_fields)
+    for name, entry in objects.items():
+        if not isinstance(entry, dict) or entry.keys() != fields:
+            raise ValueError(f"object {name} has no size and sha256, or more")
+        if type(entry["size_bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise ValueError(f"object {name} has a size or sha256 of another kind")
+
+
+def _check_items(body: dict[str, Any]) -> None:
+    """Check that there are not so many values that telling what is wrong with them takes long.
+
+    Raises:
+        ValueError: there are.
+    """
+    found = 0
+    level: list[Any] = [body]
+    while level and found <= MAX_ITEMS:
+        found += sum(map(len, level))
+        inner = (v for x in level for v in (x.values() if isinstance(x, dict) else x))
+        level = [value for value in inner if isinstance(value, dict | list)]
+    if found > MAX_ITEMS:
+        raise ValueError(f"more than {MAX_ITEMS} values beside its objects")
+
+
+def _check_format(found: object, where: Place) -> None:
+    if type(found) is int and FORMAT < found < 2**31:
+        raise UsageError(
+            f"{where}: manifest format {found}, this kdcache reads up to {FORMAT}; install a newer "
+            "kdcache"
+        )
+
+
+def _check_consistency(manifest: Manifest, where: Place) -> None:
+    """Check that what a manifest says of its cache fits together.
+
+    Raises:
+        ValueError: it does not.
+        UsageError: its encoding is unknown.
+    """
+    recipe, dataset = manifest.recipe, manifest.dataset
+    found = cache_id(
+        dataset_id=dataset.id,
+        recipe_id=digest(recipe.text),
+        teacher_id=manifest.teacher.id,
+        encoding=manifest.encoding,
+    )
+    if recipe.id != digest(recipe.text) or manifest.cache != found:
+        raise ValueError("its dataset, recipe, teacher and encoding give other ids than it states")
+    if (arrays := arrays_of(manifest.encoding)) is None:
+        raise UsageError(
+            f"{where}: encoding {manifest.encoding[:80]} is unknown to this kdcache; install a "
+            "newer one"
+        )
+    if not 1 <= manifest.span_views <= manifest.views or manifest.views % manifest.span_views:
+        raise ValueError(f"{manifest.views} views in spans of {manifest.span_views}")
+    spans, contributions = check_inventory(
+        manifest.objects,
+        arrays=arrays,
+        num_tars=dataset.num_tars,
+        num_runs=manifest.views // manifest.span_views,
+    )
+    if (spans, contributions) != (manifest.spans, len(manifest.contributions)):
+        raise ValueError(
+            f"{manifest.spans} spans and {len(manifest.contributions)} contributions, but the "
+            f"records of {spans} and {contributions}"
+        )
+    if manifest.size_bytes > MAX_TOTAL_BYTES:
+        raise ValueError(f"{manifest.size_bytes} bytes in all")
+    for name, entry in manifest.objects.items():
+        if name.endswith(".json") and entry.size_bytes > MAX_BYTES:
+            raise ValueError(f"object {name!a} of {entry.size_bytes} bytes")
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first thing that is wrong; of very many, none is written down."""
+    if error.error_count() > 1000:
+        return f"{error.error_count()} fields are wrong"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"])) or "its JSON"
+    return printable(f"{where}: {first['msg']}"[:300])

@@ -27,6 +27,7 @@ from kdcache.cli import (
     upkeep,
 )
 from kdcache.errors import KdcacheError, UsageError
+from kdcache.texts import printable
 
 app = typer.Typer(
     name="kdcache",
@@ -83,7 +84,7 @@ def main() -> None:
         with output.results_apart() if "--json" in sys.argv else nullcontext():
             app()
     except KdcacheError as error:
-        typer.echo(f"kdcache: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"kdcache: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         typer.echo(f"kdcache: {error.filename or 'system'}: {error.strerror or error}", err=True)

@@ -17,7 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kdcache.texts import printable
+
 LOG_EVERY_S = 30.0
+_LINES = "\n\t"  # of the texts that stay as they are
 
 _results: TextIO | None = None  # where JSON goes, if not to sys.stdout
 
@@ -36,7 +39,8 @@ def results_apart() -> Iterator[None]:
 
 def say(text: str, *, as_json: bool) -> None:
     """Print a line for people: on stdout, or on stderr when stdout carries JSON."""
-    Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False).print(text)
+    shown = printable(text, keep=_LINES)
+    Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False).print(shown)
 
 
 def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]) -> None:
@@ -50,12 +54,9 @@ def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]
 def table(lines: Mapping[str, object]) -> str:
     """Return names and texts in two columns."""
     width = max(len(name) for name in lines)
-    return "\n".join(f"{name:<{width}}  {_printable(str(text))}" for name, text in lines.items())
-
-
-def _printable(text: str) -> str:
-    """Return a text of anybody's files without what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "\n".join(
+        f"{name:<{width}}  {printable(str(text), keep=_LINES)}" for name, text in lines.items()
+    )
 
 
 def human_bytes(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from kdcache.cache.metadata import Document
 from kdcache.cache.published import Manifest
+from kdcache.sharing.card import card
 from kdcache.sharing.croissant import croissant
 
 CROISSANT, README = "croissant.json", "README.md"
@@ -9,4 +10,5 @@ CROISSANT, README = "croissant.json", "README.md"
 
 def descriptions(manifest: Manifest, attributes: Document) -> dict[str, bytes]:
     """Return the objects that describe a cache, by name. attributes: of its root group."""
-    return {CROISSANT: croissant(manifest, attributes["kdcache"])}
+    body = attributes["kdcache"]
+    return {CROISSANT: croissant(manifest, body), README: card(manifest, body).encode()}

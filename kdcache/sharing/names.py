@@ -80,7 +80,7 @@ def _written(catalogue: Catalogue, caches: dict[str, Summary]) -> Index:
     refs, _ = catalogue.refs()
     index = Index(format=FORMAT, caches=dict(sorted(caches.items())), refs=refs)
     text = to_text(index)
-    if catalogue.read_small(INDEX, most_bytes=len(text)) != text:
+    if catalogue.store.size(INDEX) != len(text) or catalogue.store.read(INDEX) != text:
         catalogue.store.write(INDEX, text)
     return index
 

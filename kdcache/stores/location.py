@@ -5,7 +5,7 @@ Invariant: what a location shows of itself holds no credentials.
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kdcache.errors import UsageError
 
@@ -19,6 +19,7 @@ SCHEMES = {
     "http": "HTTP",
     "https": "HTTP",
 }
+CONTAINERS = ("abfs", "abfss")  # abfs://CONTAINER@ACCOUNT…: what stands before @ is no user
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,15 @@ class Location:
 
     def __truediv__(self, name: str) -> "Location":
         parts = urlsplit(self.url)
+        for mark in "%?#":  # which would end the path, or change it
+            name = name.replace(mark, f"%{ord(mark):02X}")
         return Location(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")))
 
     def __str__(self) -> str:
         parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
+        user, _, host = parts.netloc.rpartition("@")
+        if user and parts.scheme in CONTAINERS:
+            host = f"{user.partition(':')[0]}@{host}"
         return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
     def __repr__(self) -> str:
@@ -45,7 +50,7 @@ class Location:
     @property
     def name(self) -> str:
         """Return the last part of the path."""
-        return urlsplit(self.url).path.rpartition("/")[2]
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
 
     @property
     def parent(self) -> "Location":
@@ -72,15 +77,24 @@ def parse_place(text: str) -> Place:
     if not mark:
         return Path(text)
     if scheme == "file":
-        return Path(urlsplit(text).path)
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"file://{parts.netloc}: a host, expected file:///PATH")
+        return Path(unquote(parts.path))
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UsageError(f"{scheme}://…: unknown kind of store, expected a folder, or {known}")
     location = Location(text.rstrip("/"))
     try:
-        host = urlsplit(location.url).hostname
+        parts = urlsplit(location.url)
+        host, user, _ = parts.hostname, parts.username, parts.port
     except ValueError:
-        host = None
+        host = user = None
     if not rest.strip("/") or not host:
         raise UsageError(f"{scheme}://…: names no bucket or host, expected {scheme}://NAME/PATH")
+    if user and scheme not in ("http", "https", *CONTAINERS):
+        raise UsageError(
+            f"{location}: credentials in the address, which buckets take from the environment, "
+            "such as AWS_ACCESS_KEY_ID; leave them out"
+        )
     return location

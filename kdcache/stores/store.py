@@ -1,36 +1,32 @@
-"""Reading and writing the objects of a location: the only code that imports obstore.
+"""Reading and writing the objects of a location.
 
 Invariant: what is returned has the length that was asked for; whose bytes they are is for the
-caller to prove. Requests that fail for a moment are repeated, within limits.
-
-obstore's threads do not survive a fork: a process that was forked from one that used it is refused
-instead of left to hang. Workers read what their parent has kept on the disk (disk.py).
+caller to prove, by a digest. Requests that fail for a moment are repeated for about a minute
+(KDCACHE_PATIENCE_S); answers that are wrong, a few times. No error's text holds credentials.
 """
 
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
-from functools import lru_cache, partial
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tenacity
 
-from kdcache.errors import KdcacheError, UsageError
+from kdcache.errors import KdcacheError
+from kdcache.stores import clients
+from kdcache.stores.clients import AbandonedError, ForkedError, abandon
+from kdcache.stores.filling import fill
 from kdcache.stores.location import Place
+from kdcache.stores.refusals import WrongError, is_passing, is_wrong, missing, refused
 
-ATTEMPTS = 4
-RETRY_S = 60.0
-TIMEOUT_S = 60.0
+__all__ = ["AbandonedError", "Entry", "ForkedError", "Store", "abandon"]
+
+ATTEMPTS = 4  # to get what was asked for from a store that answers something else
+PART_BYTES, MOST_PARTS = 8 << 20, 900  # of an object that is written; Swift takes 1,000 parts
+PARTS_AT_ONCE = 4
+SMALL_BYTES = 1 << 20  # that are sent within moments
+DELETED_AT_ONCE = 1000
 
 T = TypeVar("T")
-
-_used_by: int | None = None  # the process that first used obstore
-
-
-class ForkedError(KdcacheError):
-    """A process was asked for objects whose parent had opened the stores."""
 
 
 class Entry(NamedTuple):
@@ -53,8 +49,15 @@ class Store:
         Raises:
             FileNotFoundError: it is missing.
             UsageError: the store refuses, or does not answer.
+            ForkedError, AbandonedError: see clients.
         """
-        return self._asking(name, lambda: _whole(self._client().get(name)))
+
+        async def ask(client: Any) -> bytes:
+            answer = await client.get_async(name)
+            data, size = bytes(await answer.bytes_async()), int(answer.meta["size"])
+            return _whole(data, size)
+
+        return self._asking(name, ask)
 
     def read_range(self, name: str, offset: int, size_bytes: int) -> bytes:
         """Return a part of an object; as read.
@@ -63,38 +66,52 @@ class Store:
             UsageError: the object ends before, too, or the server serves no ranges.
         """
 
-        def ask() -> bytes:
-            data = bytes(self._client().get_range(name, start=offset, length=size_bytes))
-            if len(data) != size_bytes:
-                raise _ShortError(f"{len(data)} of {size_bytes} bytes came")
-            return data
+        async def ask(client: Any) -> bytes:
+            data = await client.get_range_async(name, start=offset, length=size_bytes)
+            return _whole(bytes(data), size_bytes)
 
         return b"" if size_bytes == 0 else self._asking(name, ask)
 
+    def read_to_file(self, name: str, path: Path, *, size_bytes: int) -> None:
+        """Write an object of so many bytes to a file, which is there once it is whole.
+
+        Reads by ranges; what a killed process had is kept beside the file, and gone on with. Whose
+        bytes they are is for the caller to prove, as of read: delete the file if they are others.
+
+        Raises:
+            As read_range.
+            UsageError: the file cannot be written, too.
+        """
+        fill(path, size_bytes, lambda start, count: self.read_range(name, start, count))
+
     def size(self, name: str) -> int | None:
         """Return an object's bytes; None if it is missing."""
+
+        async def ask(client: Any) -> int:
+            return int((await client.head_async(name))["size"])
+
         try:
-            return self._asking(name, lambda: int(self._client().head(name)["size"]))
+            return self._asking(name, ask)
         except FileNotFoundError:
             return None
 
     def names(self, prefix: str = "") -> Iterator[Entry]:
-        """Yield the objects below a prefix, which ends where a folder does.
+        """Yield the objects below a prefix, which ends where a folder does, by name.
 
         Raises:
             UsageError: the store refuses, does not answer, or lists nothing, as plain HTTP.
         """
 
-        def ask() -> list[Entry]:
+        async def ask(client: Any) -> list[Entry]:
+            found = await client.list(prefix.rstrip("/") or None).collect_async()
             return [
                 Entry(meta["path"], int(meta["size"]), meta["last_modified"].timestamp())
-                for page in self._client().list(prefix.rstrip("/") or None)
-                for meta in page
+                for meta in found
             ]
 
         try:
             found = self._asking(prefix, ask)
-        except FileNotFoundError:
+        except FileNotFoundError:  # a folder; a bucket that is missing is refused
             return
         yield from sorted(found)
 
@@ -111,130 +128,87 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole object, in place of what is there; it is seen whole or not at all."""
-        self._asking(name, lambda: self._client().put(name, data))
+
+        async def ask(client: Any) -> None:
+            await client.put_async(name, data, use_multipart=False)
+
+        self._asking(name, ask, writing=True, large=len(data) > SMALL_BYTES)
 
     def write_file(self, name: str, path: Path) -> None:
-        """Write a file's bytes as an object, in parts if it is large."""
-        self._asking(name, lambda: self._client().put(name, path))
+        """Write a file's bytes as an object, in parts if it is large; as write."""
+        size = path.stat().st_size
+        part = max(PART_BYTES, -(-size // MOST_PARTS))
+
+        async def ask(client: Any) -> None:
+            await client.put_async(
+                name,
+                path,
+                use_multipart=size > part,
+                chunk_size=part,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+
+        self._asking(name, ask, writing=True, large=size > SMALL_BYTES)
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects that are there."""
-        for name in names:
+        names = list(names)
+        at_once = 1 if isinstance(self.place, Path) else DELETED_AT_ONCE
+        for start in range(0, len(names), at_once):
+            some = names[start : start + at_once]
+
+            async def ask(client: Any, some: list[str] = some) -> None:
+                await client.delete_async(some)
+
             try:
-                self._asking(name, partial(self._delete, name))
+                self._asking(some[0], ask)
             except FileNotFoundError:
                 continue
 
-    def _delete(self, name: str) -> None:
-        self._client().delete(name)
+    def _asking(
+        self,
+        name: str,
+        ask: Callable[[Any], Coroutine[Any, Any, T]],
+        *,
+        writing: bool = False,
+        large: bool = False,
+    ) -> T:
+        """Return what a request gives, which is repeated while that may help."""
+        where, waits = self.place / name if name else self.place, clients.waits()
+        patience = clients.patience_s()
 
-    def _client(self) -> Any:
-        global _used_by
-        process = os.getpid()
-        if _used_by not in (None, process):
-            raise ForkedError(
-                f"{self.place}: this process was forked from one that had opened stores, and "
-                "cannot ask them; open them in one process alone"
-            )
-        _used_by = process
-        return _client(self.place)
+        def is_enough(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            if error is not None and is_wrong(error):
+                return state.attempt_number >= ATTEMPTS
+            return (state.seconds_since_start or 0) > patience * clients.LAST_TRY
 
-    def _asking(self, name: str, ask: Callable[[], T]) -> T:
-        """Return what asking gives; asks again where less than the whole came."""
-        where = self.place / name
         again = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            retry=tenacity.retry_if_exception(_is_passing),
+            stop=is_enough,
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=patience / 12),
+            retry=tenacity.retry_if_exception(is_passing),
+            sleep=tenacity.sleep_using_event(waits.given_up),
             reraise=True,
         )
+
+        def once() -> T:
+            client = clients.client(self.place, writing=writing, large=large)
+            return clients.wait_for(ask(client), waits)
+
+        told: Exception
         try:
-            return again(ask)
-        except (FileNotFoundError, KdcacheError):
-            raise
+            return again(once)
+        except FileNotFoundError as error:
+            told = missing(where, error)
+        except KdcacheError as error:
+            told = error
         except Exception as error:  # obstore raises many kinds, whose texts may hold anything
-            raise _refused(where, error) from None
+            told = refused(where, error)
+        told.__context__ = None  # which may hold credentials; raised here, it gets no other one
+        raise told
 
 
-class _ShortError(Exception):
-    """Less came than was asked for."""
-
-
-def _whole(answer: Any) -> bytes:
-    data, expected = bytes(answer.bytes()), int(answer.meta["size"])
-    if len(data) != expected:
-        raise _ShortError(f"{len(data)} of {expected} bytes came")
+def _whole(data: bytes, size_bytes: int) -> bytes:
+    if len(data) != size_bytes:
+        raise WrongError(f"{len(data)} of {size_bytes} bytes came, {ATTEMPTS} times")
     return data
-
-
-@lru_cache(maxsize=64)
-def _client(place: Place) -> Any:
-    """Return obstore's client for a place. Credentials come from the environment, or the URL.
-
-    Raises:
-        UsageError: obstore does not accept the location.
-    """
-    from obstore.exceptions import BaseError
-    from obstore.store import LocalStore, from_url
-
-    if isinstance(place, Path):
-        return LocalStore(place.absolute(), mkdir=True)
-    options: Any = {
-        "client_options": {
-            "allow_http": place.scheme == "http" or _allows_http(),
-            "connect_timeout": "10s",
-            "timeout": f"{TIMEOUT_S:.0f}s",
-        },
-        "retry_config": {"max_retries": 8, "retry_timeout": timedelta(seconds=RETRY_S)},
-    }
-    try:
-        return from_url(place.url, **options)
-    except (BaseError, ValueError, TypeError) as error:
-        raise _refused(place, error) from None
-
-
-def _allows_http() -> bool:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return endpoint.startswith("http://")
-
-
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Return whether the same request may well succeed."""
-    if isinstance(error, _ShortError):
-        return True
-    text = str(error)
-    status = _STATUS.search(text)
-    return type(error).__name__ == "GenericError" and (
-        status is None and ("decoding" in text or "body" in text or "retries" not in text)
-    )
-
-
-def _refused(where: Place, error: Exception) -> UsageError:
-    """Return what to tell of an error: none of its text, which may hold credentials."""
-    text, kind = str(error), type(error).__name__
-    status, code = _STATUS.search(text), _CODE.search(text)
-    found = "".join(f" ({m[1]})" for m in (status, code) if m)
-    if kind in ("PermissionDeniedError", "UnauthenticatedError") or (
-        status is not None and status[1] in ("400", "401", "403")
-    ):
-        return UsageError(
-            f"{where}: the store refuses{found}; check that the credentials in the environment are "
-            "set, have not expired, and give access"
-        )
-    if isinstance(error, _ShortError):
-        return UsageError(f"{where}: {error}, {ATTEMPTS} times; run the same command again")
-    if kind == "NotSupportedError" or "RangeNotSupported" in text:
-        return UsageError(
-            f"{where}: the server does not do this{found}: HTTP is for reading, with ranges, and "
-            "without listing; use a bucket, or a server with ranges such as nginx"
-        )
-    if status is not None:
-        return UsageError(f"{where}: the server answers{found}; check the address, or try again")
-    return UsageError(
-        f"{where}: the store does not answer ({kind}); check the address and the network, then run "
-        "the same command again"
-    )

@@ -9,12 +9,14 @@ from typing import Any
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from kdcache.identity import canonical_json
+from kdcache.identity import cache_id, canonical_json, digest
 from kdcache.sharing.keys import TrustedKeys, load_signer, load_trusted, make_key, trust_key
 from kdcache.sharing.trust import PAYLOAD, sign
 
 Change = Callable[[dict[str, Any]], object]
-CACHE = "c" * 64
+TEXT = {"seed": 5, "crop": {"law": "centre", "resize": 8}}
+IDS = {"dataset_id": "d" * 64, "recipe_id": digest(TEXT), "teacher_id": "f" * 64}
+CACHE = cache_id(**IDS, encoding="topk:2")
 
 
 def a_manifest(**changes: Any) -> dict[str, Any]:
@@ -42,9 +44,9 @@ def a_manifest(**changes: Any) -> dict[str, Any]:
         "format": 1,
         "cache": CACHE,
         "dataset": {"id": "d" * 64, "num_samples": 20, "num_tars": 2, "name": "photos"},
-        "recipe": {"id": "e" * 64, "name": None, "text": {"seed": 5, "crop": {"law": "centre"}}},
+        "recipe": {"id": IDS["recipe_id"], "name": None, "text": TEXT},
         "teacher": {"id": "f" * 64, "spec": "torchvision:resnet18"},
-        "encoding": "topk:k=2",
+        "encoding": "topk:2",
         "num_classes": 5,
         "views": 4,
         "span_views": 2,
