@@ -14,9 +14,8 @@ from kdcache.cache.metadata import ROOT
 from kdcache.cache.published import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, parse_manifest
 from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.models.hub import PATIENCE_S
-from kdcache.sharing.card import card
 from kdcache.sharing.catalogue import CACHES, Catalogue, Published
-from kdcache.sharing.croissant import croissant
+from kdcache.sharing.describing import descriptions
 from kdcache.sharing.fetch import published_spans
 from kdcache.sharing.hub_store import KIND, HubStore, check_name, hushed, refusal
 from kdcache.sharing.settle import basis_of
@@ -26,7 +25,6 @@ from kdcache.stores.location import Place
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-CROISSANT, README = "croissant.json", "README.md"
 GROUP_BYTES, GROUP_FILES = 1 << 27, 500  # that are in memory at a time
 COMMIT_FILES = 5_000  # the hub asks for few commits, and refuses enormous ones
 
@@ -223,11 +221,9 @@ def _groups(manifest: Manifest, names: set[str]) -> Iterator[list[str]]:
 
 def _descriptions(published: Published) -> dict[str, bytes]:
     """Return the manifest, its signature if there is one, and what describes a cache, made anew."""
-    manifest, signature = published.manifest, published.signature()
-    attributes = basis_of(published).attributes["kdcache"]
+    signature = published.signature()
     return {
         MANIFEST: published.data,
         **({} if signature is None else {SIGNATURE: signature}),
-        CROISSANT: croissant(manifest, attributes),
-        README: card(manifest, attributes).encode(),
+        **descriptions(published.manifest, basis_of(published).attributes),
     }

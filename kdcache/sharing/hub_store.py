@@ -64,7 +64,7 @@ class HubStore(Store):
         from huggingface_hub import get_hf_file_metadata
 
         try:
-            found = self._asking(
+            found = self._answer(
                 name,
                 lambda: get_hf_file_metadata(self._address(name), timeout=PATIENCE_S).size,
             )
@@ -101,9 +101,9 @@ class HubStore(Store):
             library.hf_raise_for_status(answer)
             return answer
 
-        return self._asking(name, ask)
+        return self._answer(name, ask)
 
-    def _asking(self, name: str, ask: Callable[[], T]) -> T:
+    def _answer(self, name: str, ask: Callable[[], T]) -> T:
         from huggingface_hub.errors import EntryNotFoundError
 
         try:

@@ -13,13 +13,14 @@ from kdcache.cache.published import MANIFEST
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.sharing import hub as hubs
-from kdcache.sharing.catalogue import Published
+from kdcache.sharing.catalogue import Published, open_catalogue
 from kdcache.sharing.hub import published_at, published_on_hub, push
 from kdcache.sharing.hub_store import HubStore
+from kdcache.sharing.publish import Publisher, publish
 from kdcache.stores.location import Location
 from kdcache.stores.store import Store
 from tests.servers.hub import TOKEN, Hub, reach, serve_hub
-from tests.sharing.described import manifest_of, objects_of, publish_by_hand
+from tests.sharing.described import LICENCES
 from tests.tiny import make_dataset, make_recipe, precompute, precompute_first
 
 NAME = "team/targets"
@@ -34,7 +35,13 @@ def cache(complete: Path) -> Cache:
 @pytest.fixture
 def published(cache: Cache, tmp_path: Path) -> Published:
     """The cache in a catalogue."""
-    return published_at(publish_by_hand(cache, tmp_path / "catalogue"))
+    return published_in(cache, tmp_path / "catalogue")
+
+
+def published_in(cache: Cache, catalogue: Path) -> Published:
+    return publish(
+        cache, open_catalogue(catalogue, create=True), Publisher("Team A", LICENCES)
+    ).published
 
 
 def folder_of(published: Published) -> Path:
@@ -68,9 +75,9 @@ def test_a_pushed_repository_holds_the_cache_its_manifest_and_what_describes_it(
     assert pushed.commit == hub.repositories[NAME].branches["main"]
     assert json.loads(files.pop("croissant.json"))["identifier"] == cache.info.id
     assert files.pop("README.md").startswith(b"---\nlicense: ")
-    assert files.pop(MANIFEST) == manifest_of(cache).to_bytes()
+    assert files.pop(MANIFEST) == published.data
     del files[".gitattributes"]
-    assert files == objects_of(cache.path)
+    assert files == {name: published.read(name) for name in published.manifest.objects}
 
 
 def test_every_commit_holds_what_its_manifest_names(
@@ -130,7 +137,7 @@ def test_a_repository_of_another_cache_is_left_alone(
         tmp_path / "other", make_dataset(tmp_path / "o", 5), make_recipe(), num_views=2
     )
     with pytest.raises(MismatchError, match="push to another repository"):
-        push(published_at(publish_by_hand(other, tmp_path / "others")), NAME)
+        push(published_in(other, tmp_path / "others"), NAME)
     assert hub.repositories[NAME].commits == before
 
 
@@ -141,7 +148,7 @@ def test_spans_that_others_pushed_are_not_lost(
     part = precompute_first(tmp_path / "p", make_dataset(tmp_path / "d"), make_recipe(), spans=2)
     assert part.info.id == cache.info.id
     with pytest.raises(UsageError, match=r"has 4 spans that .* lacks"):
-        push(published_at(publish_by_hand(part, tmp_path / "parts")), NAME)
+        push(published_in(part, tmp_path / "parts"), NAME)
 
 
 def test_a_push_that_meets_another_one_does_not_overwrite_it(
