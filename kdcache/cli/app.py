@@ -9,6 +9,7 @@ import typer
 from kdcache import __version__
 from kdcache.cli import (
     caches,
+    catalogues,
     compare,
     data,
     evaluate,
@@ -21,6 +22,7 @@ from kdcache.cli import (
     precompute,
     recipe,
     repair,
+    sharing,
     status,
     teacher,
     train,
@@ -73,6 +75,14 @@ app.command("extend")(upkeep.extend)
 app.command("merge")(upkeep.merge)
 app.command("slice")(upkeep.cut)
 app.command("repair")(repair.repair)
+app.command("publish")(sharing.publish)
+app.command("find")(catalogues.find)
+app.command("show")(catalogues.show)
+app.command("fetch")(sharing.fetch)
+app.command("sign")(sharing.sign)
+app.command("ref")(catalogues.ref)
+app.command("rebuild")(catalogues.rebuild)
+app.command("gc")(catalogues.gc)
 
 
 def main() -> None:

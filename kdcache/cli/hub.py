@@ -1,20 +1,15 @@
 """kdcache hub push, kdcache hub pull."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.keys import Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar
-from kdcache.cli.upkeep import tar_range
-from kdcache.errors import CorruptError
-
-if TYPE_CHECKING:
-    from kdcache.sharing.fetch import Fetched, Fetching
-
-DAMAGED_SHOWN = 3
+from kdcache.cli.sharing import fetch_and_give
+from kdcache.cli.upkeep import read_range
 
 app = typer.Typer(no_args_is_help=True, help="Caches as datasets of the Hugging Face Hub.")
 
@@ -90,8 +85,9 @@ def pull(
     tars: Annotated[
         str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
     ] = None,
-    signed: Annotated[
-        bool, typer.Option("--require-signature", help="Refuse what no trusted key has signed.")
+    require_signature: Annotated[
+        bool,
+        typer.Option("--require-signature", help="Refuse a cache that no trusted key signed."),
     ] = False,
     trusted: Trusted = None,
     as_json: Json = False,
@@ -107,51 +103,16 @@ def pull(
 
       kdcache hub pull team/imagenet-targets build/part --views 16 --tars 0..99
     """
-    from kdcache.sharing.fetch import check_signed, prepare_fetch, run_fetch
+    from kdcache.sharing.fetch import prepare_fetch
     from kdcache.sharing.hub import published_on_hub
     from kdcache.sharing.hub_store import hushed
     from kdcache.sharing.keys import load_trusted
+    from kdcache.sharing.signed import check_signed
 
-    part = None if tars is None else tar_range(tars)
+    keys = load_trusted(trusted) if require_signature else None
+    part = None if tars is None else read_range(tars)
     with hushed(repository):
         published = published_on_hub(repository, revision)
-        signer = check_signed(published, load_trusted(trusted)) if signed else None
+        signed_by = None if keys is None else check_signed(published, keys)
         fetching = prepare_fetch(published, out, num_views=views, first_view=first, tars=part)
-        rates = "spans, {:.1f} spans/s".format
-        count = len(fetching.spans)
-        with progress_bar("pull", count, rates=lambda n, s: rates(n / s)) as advance:
-            fetched = run_fetch(fetching, progress=advance)
-    _give_pulled(fetching, fetched, signer=signer, as_json=as_json)
-    if fetched.damaged:
-        raise CorruptError(
-            f"{len(fetched.damaged)} spans were refused: "
-            f"{'; '.join(fetched.damaged[:DAMAGED_SHOWN])}"
-        )
-
-
-def _give_pulled(
-    fetching: "Fetching", fetched: "Fetched", *, signer: str | None, as_json: bool
-) -> None:
-    store, absent = fetching.target, len(fetching.target.missing())
-    value = {
-        "id": store.info.id,
-        "path": str(store.path),
-        "views": store.grid.num_views,
-        "spans_fetched": len(fetched.spans),
-        "size_bytes": fetched.size_bytes,
-        "spans_there": fetching.there,
-        "spans_not_published": [str(span) for span in fetching.absent],
-        "damaged": list(fetched.damaged),
-        "spans_missing": absent,
-        "signer": signer,
-    }
-    lines: dict[str, object] = {
-        "cache": f"{store.path} ({store.info.id[:12]})",
-        "fetched": f"{len(fetched.spans)} spans, {human_bytes(fetched.size_bytes)}",
-        "missing": f"{absent} spans" if absent else "none: the cache is complete",
-    }
-    if fetching.there:
-        lines["there"] = f"{fetching.there} spans, before"
-    if signer is not None:
-        lines["signed by"] = signer
-    give(value, as_json=as_json, lines=lines)
+        fetch_and_give(fetching, signed_by, as_json=as_json)

@@ -96,7 +96,7 @@ def cut(
         out,
         num_views=views,
         first_view=first,
-        tars=None if tars is None else tar_range(tars),
+        tars=None if tars is None else read_range(tars),
     )
     copied = copy_visibly("slice", copying)
     _give_copied(copying, copied, as_json=as_json)
@@ -108,7 +108,7 @@ def cut(
         )
 
 
-def tar_range(text: str) -> range:
+def read_range(text: str) -> range:
     """Return the numbers of A..B, both ends included."""
     try:
         first, last = map(int, text.split(".."))

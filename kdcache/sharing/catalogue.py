@@ -27,7 +27,6 @@ from kdcache.cache.published import (
     parse_manifest,
 )
 from kdcache.errors import CorruptError, UsageError
-from kdcache.identity import cache_id
 from kdcache.sharing.index import INDEX, Index, Ref, Summary, parse_index, parse_ref
 from kdcache.sharing.refs import is_ref_name
 from kdcache.sharing.together import together
@@ -192,17 +191,6 @@ class Catalogue:
         if manifest.cache != cache:
             raise CorruptError(
                 f"{self.place / name}: the manifest of cache {manifest.cache[:SHOWN]}; {AGAIN}"
-            )
-        made_by = cache_id(
-            dataset_id=manifest.dataset.id,
-            recipe_id=manifest.recipe.id,
-            teacher_id=manifest.teacher.id,
-            encoding=manifest.encoding,
-        )
-        if made_by != cache:
-            raise CorruptError(
-                f"{self.place / name}: dataset, recipe, teacher and encoding give another cache, "
-                f"{made_by[:SHOWN]}; {AGAIN}"
             )
         return Published(self, data, manifest)
 

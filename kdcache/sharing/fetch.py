@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.cache.copy import StoredSpan, check_copies
-from kdcache.cache.layout import Span, span_named
-from kdcache.cache.manifest import COMMITS, parse_commit
+from kdcache.cache.inventory import published_spans
+from kdcache.cache.layout import Span
+from kdcache.cache.manifest import parse_commit
 from kdcache.cache.merge import check_part, open_or_create
 from kdcache.cache.objects import Locks
-from kdcache.cache.published import SIGNATURE, Manifest
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.sharing.catalogue import AGAIN, Published
 from kdcache.sharing.draft import bare_cache, renamed
-from kdcache.sharing.keys import TrustedKeys
 from kdcache.sharing.settle import basis_of
 from kdcache.sharing.together import THREADS, together
-from kdcache.sharing.trust import check_signature
 
 SPANS_AT_ONCE = 8
 MAX_RECORD_BYTES = 1 << 22
@@ -51,22 +49,6 @@ class Fetched:
     spans: tuple[Span, ...]
     size_bytes: int
     damaged: tuple[str, ...]
-
-
-def check_signed(published: Published, trusted: TrustedKeys) -> str:
-    """Return who signed a published cache's manifest.
-
-    Raises:
-        UntrustedError: there is no signature, or none of a trusted key, or not of this manifest.
-    """
-    where = published.place / SIGNATURE
-    return check_signature(published.data, published.signature(), trusted, where=where)
-
-
-def published_spans(manifest: Manifest) -> set[Span]:
-    """Return the spans that a manifest names."""
-    names = (name.removeprefix(f"{COMMITS}/") for name in manifest.objects if COMMITS in name)
-    return {span for span in map(span_named, names) if span is not None}
 
 
 def prepare_fetch(
@@ -117,7 +99,10 @@ def prepare_spans(published: Published, target: Cache) -> Fetching:
 
 
 def _choose(published: Published, target: Cache, wanted: list[Span]) -> Fetching:
-    have, named = set(wanted) - set(target.missing()), published_spans(published.manifest)
+    have, named = (
+        set(wanted) - set(target.missing()),
+        {Span(*span) for span in published_spans(published.manifest.objects)},
+    )
     return Fetching(
         published,
         target,

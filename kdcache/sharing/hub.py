@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kdcache.cache.inventory import published_spans
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.published import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, parse_manifest
 from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.models.hub import PATIENCE_S
 from kdcache.sharing.catalogue import CACHES, Catalogue, Published
 from kdcache.sharing.describing import descriptions
-from kdcache.sharing.fetch import published_spans
 from kdcache.sharing.hub_store import KIND, HubStore, check_name, hushed, refusal
 from kdcache.sharing.settle import basis_of
 from kdcache.sharing.together import together
@@ -162,7 +162,8 @@ class _Pushing:
                 f"dataset repository {self.repository}: holds cache {there.cache[:12]}, not "
                 f"{self.published.id[:12]}; push to another repository, or another --revision"
             )
-        if more := published_spans(there) - published_spans(self.published.manifest):
+        spans, own = (set(published_spans(m.objects)) for m in (there, self.published.manifest))
+        if more := spans - own:
             raise UsageError(
                 f"dataset repository {self.repository}: has {len(more)} spans that "
                 f"{self.published.place} lacks; run kdcache hub pull, publish what it brings, "

@@ -4,6 +4,7 @@ Invariant: neither is trusted. They say where to look, and manifests say what is
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -126,3 +127,8 @@ def to_text(record: BaseModel) -> bytes:
     """Return a ref or an index as JSON with sorted keys, which people read too."""
     body: Any = record.model_dump(mode="json")
     return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def shown_refs(refs: Mapping[str, Ref], cache: str) -> list[str]:
+    """Return the names that refer to a cache."""
+    return sorted(name for name, ref in refs.items() if ref.cache == cache)

@@ -4,15 +4,12 @@ Invariant: both only say where to look. Of publishers that race, the last one's 
 and whoever writes it next adds what that lost.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from kdcache.errors import CorruptError, UsageError
-from kdcache.sharing.catalogue import SHOWN, Catalogue, Published, ref_name
-from kdcache.sharing.describing import descriptions
+from kdcache.sharing.catalogue import Catalogue, Published, ref_name
 from kdcache.sharing.index import FORMAT, INDEX, Change, Index, Ref, Summary, to_text
 from kdcache.sharing.refs import check_ref_name, utc, with_change
-from kdcache.sharing.settle import settle
 
 TRIES = 3
 
@@ -62,7 +59,7 @@ def update_index(catalogue: Catalogue, changed: Iterable[Published]) -> Index:
         folders = catalogue.folders()
         kept = {cache: known[cache] for cache in folders if cache in known} | fresh
         added, _ = catalogue.summarise(cache for cache in folders if cache not in kept)
-        index = _written(catalogue, kept | added)
+        index = write_index(catalogue, kept | added)
         there = _index_there(catalogue)
         if all(there.get(cache) == summary for cache, summary in fresh.items()):
             break  # else another publisher wrote it meanwhile
@@ -76,55 +73,15 @@ def _index_there(catalogue: Catalogue) -> dict[str, Summary]:
         return {}  # there is none, or it is damaged: it is made anew
 
 
-def _written(catalogue: Catalogue, caches: dict[str, Summary]) -> Index:
+def write_index(catalogue: Catalogue, caches: dict[str, Summary]) -> Index:
+    """Return catalog.json as written, of these caches and of the refs that are there.
+
+    Raises:
+        UsageError: the store refuses, or does not answer.
+    """
     refs, _ = catalogue.refs()
     index = Index(format=FORMAT, caches=dict(sorted(caches.items())), refs=refs)
     text = to_text(index)
     if catalogue.store.size(INDEX) != len(text) or catalogue.store.read(INDEX) != text:
         catalogue.store.write(INDEX, text)
     return index
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """What rebuilding did. caches: that are there; mended: whose manifest was behind.
-
-    damaged: what is wrong with caches and refs that were left as they were.
-    """
-
-    caches: int
-    mended: tuple[str, ...]
-    damaged: tuple[str, ...]
-
-
-def rebuild(catalogue: Catalogue) -> Rebuilt:
-    """Bring each manifest in line with what lies there, and catalog.json with the manifests.
-
-    A mended manifest has no valid signature until somebody signs it.
-
-    Raises:
-        UsageError: the store refuses, or does not answer.
-    """
-    check_writable(catalogue)
-    found: dict[str, Summary] = {}
-    mended: list[str] = []
-    damaged: list[str] = []
-    for cache in catalogue.folders():
-        try:
-            if catalogue.find(cache) is None:
-                continue
-            settled = settle(catalogue, cache, mine=None, describe=descriptions)
-        except CorruptError as error:
-            damaged.append(str(error))
-            continue
-        damaged += [f"cache {cache[:SHOWN]}: {text}" for text in settled.damaged.values()]
-        mended += [cache] if settled.rounds else []
-        found[cache] = Summary.of(settled.published.manifest, settled.published.data)
-    _, bad = catalogue.refs()
-    _written(catalogue, found)
-    return Rebuilt(len(found), tuple(mended), (*damaged, *bad.values()))
-
-
-def shown_refs(refs: dict[str, Ref], cache: str) -> Sequence[str]:
-    """Return the names that refer to a cache."""
-    return sorted(name for name, ref in refs.items() if ref.cache == cache)

@@ -13,10 +13,10 @@ from securesystemslib.signer import CryptoSigner
 import kdcache
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
-from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, SIGNATURE, Licences
+from kdcache.cache.published import CONTRIBUTIONS, Licences
 from kdcache.cache.store import Cache
 from kdcache.errors import IncompleteError, UsageError
-from kdcache.sharing.catalogue import Catalogue, Published, cache_name, sha256
+from kdcache.sharing.catalogue import Catalogue, Published, sha256
 from kdcache.sharing.describing import descriptions
 from kdcache.sharing.draft import ROWS, Basis, contribute, contribution_name, parse_contribution
 from kdcache.sharing.index import Ref
@@ -24,7 +24,7 @@ from kdcache.sharing.names import check_writable, set_ref, update_index
 from kdcache.sharing.refs import check_ref_name, utc
 from kdcache.sharing.sending import Outcome, Sending
 from kdcache.sharing.settle import Settled, find_there, joined_with, list_folder, settle
-from kdcache.sharing.trust import sign
+from kdcache.sharing.signed import sign_manifest
 from kdcache.student.folder import describe_commit
 
 RACES = 4
@@ -183,20 +183,6 @@ def _contribute(
             return [other]  # of the same publisher, who was killed
     folder.write({name: made})
     return [name]
-
-
-def sign_manifest(published: Published, signer: CryptoSigner) -> bytes:
-    """Return the envelope of a published manifest with a signature more, as written.
-
-    Raises:
-        UsageError: the store refuses, or does not answer.
-    """
-    there = published.signature()
-    where = published.place / MANIFEST
-    envelope = sign(published.data, signer, envelope=there, where=where)
-    if envelope != there:
-        published.catalogue.store.write(cache_name(published.id, SIGNATURE), envelope)
-    return envelope
 
 
 def code_commit() -> str | None:

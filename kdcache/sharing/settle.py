@@ -14,7 +14,7 @@ from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import Span, span_named
 from kdcache.cache.manifest import COMMITS
 from kdcache.cache.metadata import ROOT, Document
-from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, Licences, Manifest
+from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, Licences, Manifest, parse_manifest
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.identity import read_json
 from kdcache.sharing.catalogue import (
@@ -176,6 +176,7 @@ def settle(
         if there is not None and there.data == data:
             _mend_documents(folder, drafted)
             return Settled(there, number, drafted.damaged)
+        parse_manifest(data, where=folder.place / MANIFEST)  # as those do who read it
         folder.write(describe(manifest, basis.attributes))
         folder.write({MANIFEST: data})
     raise UsageError(

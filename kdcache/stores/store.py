@@ -118,8 +118,8 @@ class Store:
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below a prefix, sorted; as names."""
 
-        def ask() -> list[str]:
-            return list(self._client().list_with_delimiter(prefix)["common_prefixes"])
+        async def ask(client: Any) -> list[str]:
+            return list((await client.list_with_delimiter_async(prefix))["common_prefixes"])
 
         try:
             return sorted(path.rpartition("/")[2] for path in self._asking(prefix, ask))

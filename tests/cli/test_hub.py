@@ -98,7 +98,11 @@ def test_a_tampered_file_is_refused_and_named_and_the_rest_is_pulled(
     out, sound = tmp_path / "out", objects_of(complete)[name]
     for data in (sound[:-1] + b"?", sound[:-1], b""):
         pushed.commit("main", "tampered", {name: data})
-        check_refusal(kdcache("hub", "pull", NAME, out, "--json"), 5, name)
+        outcome = kdcache("hub", "pull", NAME, out, "--json")
+        assert outcome.code == 5
+        assert outcome.stderr.splitlines()[-1].startswith("kdcache: hf://datasets/team/targets@")
+        assert name in outcome.stderr.splitlines()[-1]
+        assert "1 spans were refused, the others are here" in outcome.stderr
         assert [str(span) for span in open_cache(out).missing()] == ["1-0"]
     pushed.commit("main", "mended", {name: sound})
     assert kdcache("hub", "pull", NAME, out).code == 0
@@ -132,7 +136,7 @@ def test_a_signature_is_asked_for_if_told(kdcache: Run, pushed: Repository, tmp_
     pushed.commit("main", "signed", {SIGNATURE: envelope})
     outcome = kdcache("hub", "pull", NAME, tmp_path / "out", *options, "--json")
     assert outcome.code == 0, outcome.stderr
-    assert "Team A" in outcome.value["signer"]
+    assert "Team A" in outcome.value["signed_by"]
 
 
 def test_help_has_examples_and_waits_for_no_library(kdcache: Run) -> None:

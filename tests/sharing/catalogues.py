@@ -1,7 +1,7 @@
 """Catalogues of tests: caches published in folders, and stores that fail or are changed."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,12 +80,12 @@ class Dying(Store):
         self.calls = 0
         self._at, self._lock = at, threading.Lock()
 
-    def _asking(self, name: str, ask: Callable[[], T]) -> T:
+    def _asking(self, name: str, ask: Callable[[Any], Coroutine[Any, Any, T]], **how: bool) -> T:
         with self._lock:
             self.calls += 1
             if self._at is not None and self.calls >= self._at:
                 raise KilledError(name)
-        return super()._asking(name, ask)
+        return super()._asking(name, ask, **how)
 
 
 class Watching(Store):

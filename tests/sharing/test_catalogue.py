@@ -7,8 +7,9 @@ import pytest
 
 from kdcache.errors import CorruptError, UsageError
 from kdcache.sharing.catalogue import Catalogue, open_catalogue
-from kdcache.sharing.names import rebuild, set_ref
+from kdcache.sharing.names import set_ref
 from kdcache.sharing.publish import publish
+from kdcache.sharing.rebuild import rebuild
 from tests.sharing import catalogues
 from tests.sharing.catalogues import TEAM, WHEN
 

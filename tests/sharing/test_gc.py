@@ -8,7 +8,8 @@ import pytest
 from kdcache.cache.layout import Span
 from kdcache.sharing.catalogue import Catalogue
 from kdcache.sharing.gc import DAY_S, delete_waste, find_waste
-from kdcache.sharing.names import rebuild, set_ref
+from kdcache.sharing.names import set_ref
+from kdcache.sharing.rebuild import rebuild
 from tests.sharing import catalogues
 
 

@@ -14,8 +14,8 @@ from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 from kdcache.sharing.catalogue import Catalogue, Published
 from kdcache.sharing.draft import choose_contributions, contribute, contribution_name
-from kdcache.sharing.names import rebuild
 from kdcache.sharing.publish import publish
+from kdcache.sharing.rebuild import rebuild
 from kdcache.stores.location import Location
 from tests.cache import filling
 from tests.sharing import catalogues

@@ -8,8 +8,8 @@ import pytest
 from kdcache.cache.layout import Span
 from kdcache.cache.store import Cache, open_cache
 from kdcache.sharing.catalogue import Catalogue
-from kdcache.sharing.names import rebuild
 from kdcache.sharing.publish import publish
+from kdcache.sharing.rebuild import rebuild
 from tests import tiny
 from tests.sharing import catalogues
 from tests.sharing.catalogues import TEAM, Watching
