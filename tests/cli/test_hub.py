@@ -19,6 +19,8 @@ from tests.servers.hub import TOKEN, Hub, Repository, reach, serve_hub
 from tests.sharing.described import objects_of
 from tests.sharing.signing import make_signer, trusting
 
+pytest.importorskip("huggingface_hub")
+
 NAME = "team/targets"
 OBJECT, RECORD = "values/c/1/0/0/0", "commits/1-0.json"
 

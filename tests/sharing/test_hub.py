@@ -23,6 +23,8 @@ from tests.servers.hub import TOKEN, Hub, reach, serve_hub
 from tests.sharing.described import LICENCES
 from tests.tiny import make_dataset, make_recipe, precompute, precompute_first
 
+pytest.importorskip("huggingface_hub")
+
 NAME = "team/targets"
 NOBODY = "http://127.0.0.1:9"  # the port of "discard", where nothing listens
 
