@@ -42,6 +42,12 @@ def arrays_of(encoding: str) -> dict[str, int] | None:
     return next((dict(arrays) for kind, arrays in _ARRAYS if re.fullmatch(kind, encoding)), None)
 
 
+def published_spans(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Return the spans whose commit records are among a cache's objects, as (tar, run)."""
+    matches = map(_COMMIT.fullmatch, names)
+    return [(int(match[1]), int(match[2])) for match in matches if match is not None]
+
+
 def check_inventory(
     names: Collection[str], *, arrays: dict[str, int], num_tars: int, num_runs: int
 ) -> tuple[int, int]:

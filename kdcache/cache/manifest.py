@@ -7,7 +7,6 @@ and the sha256 of every object of its span.
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from kdcache.cache.layout import Grid, Span, span_named
@@ -15,6 +14,7 @@ from kdcache.cache.objects import Folder
 from kdcache.cache.shard import Place
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
 from kdcache.identity import FORMAT_VERSION, canonical_json, digest, read_json
+from kdcache.stores import location
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
 
 SEAL = "seal.json"
@@ -73,7 +73,7 @@ def _read(folder: Folder, name: str) -> dict[str, Any]:
     return _parse(folder.read(name), folder.path / name)
 
 
-def _parse(data: bytes, where: Path) -> dict[str, Any]:
+def _parse(data: bytes, where: location.Place) -> dict[str, Any]:
     try:
         body = read_json(data)
         claimed = body.pop("digest")
@@ -193,7 +193,7 @@ def read_commit(folder: Folder, span: Span, *, cache: str) -> Commit:
     return parse_commit(data, span, cache=cache, where=folder.path / span.commit_name)
 
 
-def parse_commit(data: bytes, span: Span, *, cache: str, where: Path) -> Commit:
+def parse_commit(data: bytes, span: Span, *, cache: str, where: location.Place) -> Commit:
     """Return what the bytes of a span's commit record say; as read_commit.
 
     Raises:

@@ -10,6 +10,7 @@ from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
 from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.errors import UsageError
+from kdcache.stores.location import Place
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def prepare_merge(path: Path, origins: Sequence[Path]) -> Copying:
     sources = open_sources(path, origins)
     check_copies(sources[0], sources)
     most = max(sources, key=lambda source: source.grid.num_views)
-    target = _open_or_create(path, sources[0], num_views=most.grid.num_views)
+    target = open_or_create(path, sources[0], num_views=most.grid.num_views)
     check_copies(target, sources)
     if most.grid.num_views > target.grid.num_views:
         raise UsageError(
@@ -86,8 +87,8 @@ def prepare_slice(
     """
     (source,) = open_sources(out, [path])
     tars = range(source.grid.num_tars) if tars is None else tars
-    _check_part(source, range(first_view, num_views), tars=tars)
-    target = _open_or_create(out, source, num_views=num_views)
+    check_part(source, range(first_view, num_views), tars=tars)
+    target = open_or_create(out, source, num_views=num_views)
     check_copies(target, [source])
     if target.grid.num_views != num_views:
         raise UsageError(
@@ -104,26 +105,38 @@ def prepare_slice(
     )
 
 
-def _check_part(source: Cache, views: range, *, tars: range) -> None:
-    grid = source.grid
+def check_part(source: Cache, views: range, *, tars: range, where: Place | None = None) -> None:
+    """Check that a cache has views and tars, and that the views are whole spans.
+
+    where: what the cache is called, if not by its path.
+
+    Raises:
+        UsageError: it does not.
+    """
+    grid, where = source.grid, where or source.path
     if not 0 <= views.start < views.stop <= grid.num_views:
         raise UsageError(
-            f"{source.path}: has views 0..{grid.num_views - 1}, the slice asks for "
+            f"{where}: has views 0..{grid.num_views - 1}, the slice asks for "
             f"{views.start}..{views.stop - 1}; ask for views that are there"
         )
     if views.start % grid.span_views or views.stop % grid.span_views:
         raise UsageError(
-            f"{source.path}: views are stored in spans of {grid.span_views}, the slice asks for "
+            f"{where}: views are stored in spans of {grid.span_views}, the slice asks for "
             f"{views.start}..{views.stop - 1}; ask for whole spans"
         )
     if not 0 <= tars.start < tars.stop <= grid.num_tars:
         raise UsageError(
-            f"{source.path}: has tars 0..{grid.num_tars - 1}, the slice asks for "
+            f"{where}: has tars 0..{grid.num_tars - 1}, the slice asks for "
             f"{tars.start}..{tars.stop - 1}; ask for tars that are there"
         )
 
 
-def _open_or_create(path: Path, like: Cache, *, num_views: int) -> Cache:
+def open_or_create(path: Path, like: Cache, *, num_views: int) -> Cache:
+    """Return the cache at path, which is created with another's id and attributes if none is.
+
+    Raises:
+        UsageError: the path holds something else, or cannot be written.
+    """
     if not is_cache(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path}: holds something that is no cache; choose an empty path")

@@ -102,7 +102,8 @@ class Contribution(_Record):
     """What one team computed: who published how many spans, when, made by what, at which cost.
 
     when: UTC, ISO 8601. device_hours: of the processes that computed; None where it is not known.
-    commit: of the code that computed, where it is known.
+    commit: of the code that computed, where it is known. records: digest of the commit records, by
+    which one that is published twice is told from two.
     """
 
     who: Text
@@ -112,6 +113,7 @@ class Contribution(_Record):
     kdcache: Text
     commit: Text | None
     versions: dict[Text, Text]
+    records: Digest | None = None
 
 
 class Manifest(_Record):

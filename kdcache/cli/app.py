@@ -9,17 +9,20 @@ import typer
 from kdcache import __version__
 from kdcache.cli import (
     caches,
+    catalogues,
     compare,
     data,
     evaluate,
     export,
     fidelity,
+    hub,
     keys,
     output,
     plan,
     precompute,
     recipe,
     repair,
+    sharing,
     status,
     teacher,
     train,
@@ -57,6 +60,7 @@ app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(keys.app, name="keys")
+app.add_typer(hub.app, name="hub")
 app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)
@@ -71,6 +75,14 @@ app.command("extend")(upkeep.extend)
 app.command("merge")(upkeep.merge)
 app.command("slice")(upkeep.cut)
 app.command("repair")(repair.repair)
+app.command("publish")(sharing.publish)
+app.command("find")(catalogues.find)
+app.command("show")(catalogues.show)
+app.command("fetch")(sharing.fetch)
+app.command("sign")(sharing.sign)
+app.command("ref")(catalogues.ref)
+app.command("rebuild")(catalogues.rebuild)
+app.command("gc")(catalogues.gc)
 
 
 def main() -> None:

@@ -22,7 +22,16 @@ from kdcache.cli.limits import (
 )
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.reuse import (
+    CatalogueOption,
+    FetchOption,
+    PublishOption,
+    RequireOption,
+    UnknownOption,
+    reuse_given,
+)
 from kdcache.cli.running import read_batch_size, read_slice, run_visibly
+from kdcache.cli.sharing import published_lines, published_value
 from kdcache.cli.teachers import (
     Average,
     AverageOption,
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from kdcache.cache.layout import Span
     from kdcache.cache.manifest import Seal
     from kdcache.cache.store import Cache
+    from kdcache.sharing.publish import Sent
 
 
 class Engine(StrEnum):
@@ -132,6 +142,11 @@ def precompute(
     data_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     weights_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
     output_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
+    catalogue: CatalogueOption = None,
+    fetch: FetchOption = False,
+    require_signature: RequireOption = False,
+    publish: PublishOption = False,
+    licence_unknown: UnknownOption = False,
     as_json: Json = False,
 ) -> None:
     """Run the teacher over all views and store its targets; goes on where it stopped.
@@ -159,7 +174,7 @@ def precompute(
     batch_size = read_batch_size(batch_text)
     budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
     check_auto(encoding, budget)
-    part = read_slice(slice_text)
+    part, reuse = read_slice(slice_text), reuse_given(given)
     dataset, plan = load_dataset(data), load_recipe(recipe)
     store_there = open_cache(cache) if is_cache(cache) else None
     spec = teacher_given(given, dataset.num_classes, like=store_there)
@@ -204,7 +219,15 @@ def precompute(
         other_classes=other_classes,
         steadiness=steadiness,
     )
+    licences = published = None
+    if reuse is not None:
+        licences = reuse.licences(info)
+        published = reuse.look(info, cache, views=views, as_json=as_json)
+        if store_there is None:
+            span_views = span_views or reuse.span_views(published, views=views)
     store = prepare_cache(cache, info, dataset=dataset, num_views=views, span_views=span_views)
+    if reuse is not None:
+        reuse.fetch(published, store)
     devices = devices_for(device, processes) if engine is Engine.processes else []
     # What skips bad images tries again where one was the cause.
     chosen = _choose(store, part, retry=retry_quarantined or skip_bad, as_json=as_json)
@@ -225,7 +248,8 @@ def precompute(
         else:
             run = partial(run_ray, together, RayOptions(address, processes), spans=chosen)
     seal, num_spans = run_visibly(store, chosen, run, as_json=as_json)
-    _give_computed(store, seal, num_spans=num_spans, as_json=as_json)
+    sent = None if reuse is None else reuse.publish(store, licences)
+    _give_computed(store, seal, num_spans=num_spans, sent=sent, as_json=as_json)
 
 
 def _choose(
@@ -247,9 +271,11 @@ def _choose(
     return [span for span in chosen if span not in aside]
 
 
-def _give_computed(store: "Cache", seal: "Seal", *, num_spans: int, as_json: bool) -> None:
+def _give_computed(
+    store: "Cache", seal: "Seal", *, num_spans: int, sent: "Sent | None", as_json: bool
+) -> None:
     unusable = sum(len(rows) for rows in seal.unusable.values())
-    value = {
+    value: dict[str, object] = {
         "id": store.info.id,
         "path": str(store.path),
         "spans_computed": num_spans,
@@ -260,7 +286,7 @@ def _give_computed(store: "Cache", seal: "Seal", *, num_spans: int, as_json: boo
     }
     images, absent = store.info.dataset["num_samples"], len(store.missing())
     value["spans_missing"] = absent
-    lines = {
+    lines: dict[str, object] = {
         "cache": f"{store.path} ({store.info.id[:12]})",
         "computed": f"{num_spans} spans; "
         + (
@@ -272,6 +298,9 @@ def _give_computed(store: "Cache", seal: "Seal", *, num_spans: int, as_json: boo
     }
     if unusable:
         lines["unusable"] = f"{unusable} images, left out"
+    if sent is not None:
+        value["published"] = published_value(sent)
+        lines |= published_lines(sent)
     give(value, as_json=as_json, lines=lines)
 
 

@@ -92,7 +92,11 @@ def cut(
     from kdcache.cache.merge import prepare_slice
 
     copying = prepare_slice(
-        cache, out, num_views=views, first_view=first, tars=None if tars is None else _range(tars)
+        cache,
+        out,
+        num_views=views,
+        first_view=first,
+        tars=None if tars is None else read_range(tars),
     )
     copied = copy_visibly("slice", copying)
     _give_copied(copying, copied, as_json=as_json)
@@ -104,7 +108,7 @@ def cut(
         )
 
 
-def _range(text: str) -> range:
+def read_range(text: str) -> range:
     """Return the numbers of A..B, both ends included."""
     try:
         first, last = map(int, text.split(".."))

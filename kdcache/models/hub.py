@@ -84,7 +84,8 @@ def _fetch(repository: Repository, filename: str) -> Path | None:
         _refuse(repository, filename, error)
 
 
-def _refuse(repository: Repository, filename: str, error: Exception) -> NoReturn:
+def known_reason(error: BaseException, *, revision: str | None) -> str | None:
+    """Return why the hub gives no files of a repository; None if it is something else."""
     from huggingface_hub.errors import (
         GatedRepoError,
         OfflineModeIsEnabled,
@@ -95,10 +96,14 @@ def _refuse(repository: Repository, filename: str, error: Exception) -> NoReturn
     reasons = (
         (GatedRepoError, "its owner must let you in (ask there, then run hf auth login)"),
         (RepositoryNotFoundError, "the hub has none of this name, or shows it to its owners only"),
-        (RevisionNotFoundError, f"it has no revision {repository.revision}"),
+        (RevisionNotFoundError, f"it has no revision {revision}"),
         (OfflineModeIsEnabled, "the hub is switched off by HF_HUB_OFFLINE"),
     )
-    reason = next((words for kind, words in reasons if isinstance(error, kind)), first_line(error))
+    return next((words for kind, words in reasons if isinstance(error, kind)), None)
+
+
+def _refuse(repository: Repository, filename: str, error: Exception) -> NoReturn:
+    reason = known_reason(error, revision=repository.revision) or first_line(error)
     raise UsageError(
         f"{repository.spec}: {filename} of {repository.id} is not in the hub's cache, and cannot "
         f"be fetched: {reason}; {repository.advice}"

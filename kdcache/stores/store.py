@@ -115,6 +115,17 @@ class Store:
             return
         yield from sorted(found)
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below a prefix, sorted; as names."""
+
+        async def ask(client: Any) -> list[str]:
+            return list((await client.list_with_delimiter_async(prefix))["common_prefixes"])
+
+        try:
+            return sorted(path.rpartition("/")[2] for path in self._asking(prefix, ask))
+        except FileNotFoundError:
+            return []
+
     def write(self, name: str, data: bytes) -> None:
         """Write a whole object, in place of what is there; it is seen whole or not at all."""
 

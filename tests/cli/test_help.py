@@ -12,6 +12,7 @@ from tests.cli.conftest import Run
 
 COMMANDS = ["pack", "index", "plan", "precompute", "fidelity", "train", "eval", "compare"]
 COMMANDS += ["export", "status", "inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS += ["publish", "find", "show", "fetch", "sign", "ref", "rebuild", "gc"]
 HEAVY = ["torch", "torchvision", "numpy", "zarr", "PIL", "matplotlib", "webdataset"]
 
 START_UP = """

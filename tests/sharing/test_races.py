@@ -1,0 +1,119 @@
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdcache.cache.layout import Span
+from kdcache.cache.store import Cache, open_cache
+from kdcache.sharing.catalogue import Catalogue
+from kdcache.sharing.publish import publish
+from kdcache.sharing.rebuild import rebuild
+from tests import tiny
+from tests.sharing import catalogues
+from tests.sharing.catalogues import TEAM, Watching
+
+PUBLISHERS = 8
+
+
+def _publish(path: Path, place: Path, who: str) -> None:
+    publish(open_cache(path), catalogues.new(place), replace(TEAM, who=who))
+
+
+def _publish_all(paths: list[Path], place: Path) -> None:
+    """Publish each cache in a process of its own, forked from one that has asked no store."""
+    children = [
+        tiny.start(_publish, path, place, f"publisher {number}")
+        for number, path in enumerate(paths)
+    ]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * len(paths)
+
+
+def _race(paths: list[Path], place: Path) -> Catalogue:
+    parent = multiprocessing.get_context("spawn").Process(target=_publish_all, args=(paths, place))
+    parent.start()
+    parent.join()
+    assert parent.exitcode == 0
+    return catalogues.new(place)
+
+
+def test_eight_publishers_of_one_cache_race_harmlessly(tmp_path: Path) -> None:
+    cache = catalogues.part(tmp_path / "cache")
+    catalogue = _race([cache.path] * PUBLISHERS, tmp_path / "catalogue")
+    published = catalogue.published(cache.info.id)
+    catalogues.check_whole(published)
+    assert published.manifest.is_complete
+    (contribution,) = published.manifest.contributions
+    assert contribution.spans == 6
+    catalogues.fetch(published, tmp_path / "out")
+    cache.seal()
+    assert catalogues.files(tmp_path / "out") == catalogues.files(cache.path)
+    found = rebuild(catalogue)
+    assert (found.mended, found.damaged) == ((), ())
+    assert catalogue.index().caches.keys() == {cache.info.id}
+
+
+def test_eight_publishers_of_slices_of_one_cache_end_with_the_union(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rows": (3, 2), "num_views": 8, "span_views": 1}
+    spans = list(catalogues.part(tmp_path / "none", [], **options).grid.spans())
+    slices = [spans[number::PUBLISHERS] for number in range(PUBLISHERS)]
+    caches = [
+        catalogues.part(tmp_path / f"slice {number}", chosen, **options)
+        for number, chosen in enumerate(slices)
+    ]
+    catalogue = _race([cache.path for cache in caches], tmp_path / "catalogue")
+    published = catalogue.published(caches[0].info.id)
+    catalogues.check_whole(published)
+    assert published.manifest.is_complete
+    assert sorted(c.spans for c in published.manifest.contributions) == [2] * PUBLISHERS
+    catalogues.fetch(published, tmp_path / "out")
+    assert not open_cache(tmp_path / "out").missing()
+    assert rebuild(catalogue).mended == ()
+
+
+@pytest.mark.parametrize("at", ["values/c/0/0/0/0", "witness/c/0/0/0", "commits/0-0.json"])
+def test_two_publishers_of_one_span_with_other_objects_leave_that_of_one(
+    tmp_path: Path, at: str
+) -> None:
+    ours = catalogues.part(tmp_path / "ours", [Span(0, 0)])
+    theirs = catalogues.part(tmp_path / "theirs", [Span(0, 0)], seed=1)
+    place, begun = tmp_path / "catalogue", []
+
+    def before(name: str) -> None:
+        if name.endswith(at) and not begun:
+            begun.append(name)
+            catalogues.send(theirs, catalogues.new(place))
+
+    publish(ours, Catalogue(place, store=Watching(place, before=before)), TEAM)
+    assert begun
+    published = Catalogue(place).published(ours.info.id)
+    catalogues.check_whole(published)
+    fetched = catalogues.fetch(published, tmp_path / "out")
+    assert (fetched.spans, fetched.damaged) == ((Span(0, 0),), ())
+
+
+def test_a_span_that_comes_while_the_manifest_is_made_is_in_it(tmp_path: Path) -> None:
+    ours = catalogues.part(tmp_path / "ours", [Span(0, 0)])
+    other = catalogues.part(tmp_path / "other", [Span(1, 0), Span(2, 1)])
+    place, begun = tmp_path / "catalogue", []
+
+    def before(name: str) -> None:
+        if name.endswith("/manifest.json") and not begun:
+            begun.append(name)
+            _lay_down(other, place)
+
+    sent = publish(ours, Catalogue(place, store=Watching(place, before=before)), TEAM)
+    assert sent.published.manifest.spans == 3
+    catalogues.check_whole(sent.published)
+
+
+def _lay_down(cache: Cache, place: Path) -> None:
+    """Put a cache's spans in a catalogue as a publisher does who dies before the manifest."""
+    for name, data in catalogues.files(cache.path).items():
+        if "/c/" in name or name.startswith("commits/"):
+            path = place / "caches" / cache.info.id / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
