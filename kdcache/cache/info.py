@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +12,7 @@ from kdcache.cache.layout import WITNESSES, Grid
 from kdcache.errors import CorruptError, UsageError
 from kdcache.identity import FORMAT_NEEDS, FORMAT_VERSION, cache_id, canonical_json, digest
 from kdcache.recipe.schema import Recipe, parse_recipe
+from kdcache.stores.location import Place
 from kdcache.targets.encoding import Encoding, parse_encoding
 from kdcache.targets.target import FieldSpec
 
@@ -100,7 +100,7 @@ class Described:
     extends_to: int | None
 
 
-def read_attributes(attributes: dict[str, Any], *, source: Path) -> Described:
+def read_attributes(attributes: dict[str, Any], *, source: Place) -> Described:
     """Return what the root attributes of a cache say.
 
     Raises:
@@ -180,7 +180,7 @@ class _Attributes(_Part):
     versions: dict[str, str]
 
 
-def _describe(body: dict[str, Any], *, source: Path) -> Described:
+def _describe(body: dict[str, Any], *, source: Place) -> Described:
     try:
         known = _Attributes.model_validate(body)
     except ValidationError as error:

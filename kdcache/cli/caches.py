@@ -248,7 +248,7 @@ def _again(
 
     if network.description["id"] != store.info.teacher["id"]:
         raise MismatchError(
-            f"{store.path}: made by teacher {store.info.teacher['id'][:12]}, this one is "
+            f"{store.place}: made by teacher {store.info.teacher['id'][:12]}, this one is "
             f"{network.description['id'][:12]}; pass its weights, preprocessing and precision"
         )
     check = check_teacher(store, source, network, share=share)

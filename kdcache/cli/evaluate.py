@@ -96,7 +96,7 @@ def evaluate(
     trained = load_trained(weights, given, fallback=make_facts(num_classes=num_classes, **teacher))
     if trained.num_classes != num_classes:
         raise MismatchError(
-            f"{targets.first.path}: has targets of {num_classes} classes, the student has "
+            f"{targets.first.place}: has targets of {num_classes} classes, the student has "
             f"{trained.num_classes}; precompute validation targets with its teacher, or give the "
             "--labels that it was trained with"
         )

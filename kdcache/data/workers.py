@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.processes import end_with
+from kdcache.stores.disk import EvictedError
 
 PREFETCH = 4
 GRACE_S = 10.0
@@ -47,6 +49,40 @@ def load(
         worker_init_fn=partial(_end_with, os.getpid()) if num_workers else None,
     )
     return _Loading(iter(loader))
+
+
+def load_brought(
+    dataset: Dataset[T],
+    requests: Iterable[tuple[Any, KdcacheError | None]],
+    *,
+    num_workers: int,
+    forked: bool,
+) -> Iterator[T | KdcacheError]:
+    """Return dataset[request] for each request, in order, where workers may read this disk alone.
+
+    requests: each with why what it needs was not brought here, if so, as ahead() yields them. What
+    is not here any more when a worker needs it, EvictedError, this process loads by itself.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    asked: deque[tuple[Any, KdcacheError | None]] = deque()
+
+    def noted() -> Iterator[Any]:
+        for pair in requests:
+            asked.append(pair)
+            yield pair[0]
+
+    loaded: Iterator[T | KdcacheError] = load(
+        dataset, noted(), num_workers=num_workers, forked=forked
+    )
+    for item in loaded:
+        request, error = asked.popleft()
+        if isinstance(item, EvictedError):
+            yield error or dataset[request]
+        else:
+            yield item
+        del item  # as _Loading
 
 
 class _Loading(Iterator[T]):
