@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any, TypeVar
 
@@ -73,16 +74,27 @@ def load_brought(
             asked.append(pair)
             yield pair[0]
 
-    loaded: Iterator[T | KdcacheError] = load(
-        dataset, noted(), num_workers=num_workers, forked=forked
-    )
-    for item in loaded:
-        request, error = asked.popleft()
-        if isinstance(item, EvictedError):
-            yield error or dataset[request]
-        else:
-            yield item
-        del item  # as _Loading
+    loaded = load(dataset, noted(), num_workers=num_workers, forked=forked)
+    return _Brought(dataset, loaded, asked)
+
+
+class _Brought(Iterator[T | KdcacheError]):
+    """What workers loaded, or else this process. Keeps nothing, as _Loading."""
+
+    def __init__(
+        self,
+        dataset: Dataset[T],
+        loaded: Iterator[T],
+        asked: deque[tuple[Any, KdcacheError | None]],
+    ) -> None:
+        self._dataset, self._loaded, self._asked = dataset, loaded, asked
+
+    def __next__(self) -> T | KdcacheError:
+        item: T | KdcacheError = next(self._loaded)
+        request, error = self._asked.popleft()
+        if not isinstance(item, EvictedError):
+            return item
+        return self._dataset[request] if error is None else copy(error)
 
 
 class _Loading(Iterator[T]):

@@ -38,25 +38,29 @@ class _Bringer:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
-        self._coming: dict[Piece, Future[bytes]] = {}
+        self._coming: dict[Piece, Future[None]] = {}
 
-    def bring(self, wanted: Wanted) -> Future[bytes] | None:
-        """Return the future of a piece; None if it is on the disk."""
-        piece = wanted.piece
+    def bring(self, wanted: Wanted) -> Future[None] | None:
+        """Return the future of a piece; None if it is on the disk, or too large for it."""
+        piece, cache = wanted.piece, disk_cache()
         future = self._coming.get(piece)
         if future is not None and not future.done():
             return future
-        if disk_cache().holds(piece):
+        if cache.holds(piece) or piece.size_bytes >= cache.limit_bytes:
             self._coming.pop(piece, None)
             return None
         if len(self._coming) > THREADS * DEPTH:
             self._coming = {p: f for p, f in self._coming.items() if not f.done()}
-        future = self._coming[piece] = self._pool.submit(wanted.read)
+        future = self._coming[piece] = self._pool.submit(_bring, wanted)
         return future
 
     def close(self) -> None:
         """End the threads, once they have finished what they are at."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _bring(wanted: Wanted) -> None:
+    wanted.read()  # and keep it on the disk, not here
 
 
 def ahead(
@@ -88,7 +92,7 @@ def bring_all(wanted: Iterable[Wanted]) -> None:
 
 
 class _Waiting(NamedTuple):
-    futures: list[Future[bytes]]
+    futures: list[Future[None]]
     size_bytes: int
     error: KdcacheError | None
 

@@ -18,7 +18,7 @@ from tests import tiny
 from tests.replay.streaming import digests
 from tests.serving import Served, put_cache, served
 
-OPTIONS = StreamOptions(batch_size=5, num_epochs=3, seed=3, window=2)
+OPTIONS = StreamOptions(batch_size=6, num_epochs=3, seed=3, window=2)
 
 
 class Lent(NamedTuple):
