@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-peers slurm-packages clean
+  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-peers server-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -102,15 +102,15 @@ test: setup ray ## run the tests; ARGS="-k name" goes to pytest
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not alone' $(ARGS); \
 	case $$alone$$? in 00|05|50) ;; *) exit 1 ;; esac
 
-SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+SERVERS := nginx slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=10 -o DPkg::Lock::Timeout=60
 
-slurm-packages: ## install Slurm for its test, which is skipped without it; Debian, as root
-	@dpkg -s $(SLURM) >/dev/null 2>&1 || { test "$$(id -u)" = 0 \
+server-packages: ## install nginx and Slurm for their tests, skipped without; Debian, as root
+	@dpkg -s $(SERVERS) >/dev/null 2>&1 || { test "$$(id -u)" = 0 \
 	  && export DEBIAN_FRONTEND=noninteractive && { timeout 60 $(APT) update; \
-	    timeout 120 $(APT) install --download-only --no-install-recommends $(SLURM); } >/dev/null \
-	  && $(APT) install --no-download --no-install-recommends $(SLURM) >/dev/null; } \
-	  || echo "Slurm was not installed; its test is skipped"
+	    timeout 120 $(APT) install --download-only --no-install-recommends $(SERVERS); } >/dev/null \
+	  && $(APT) install --no-download --no-install-recommends $(SERVERS) >/dev/null; } \
+	  || echo "nginx and Slurm were not installed; their tests are skipped where they are missing"
 
 # --- jobs ----------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def missing() -> str | None:
         return "root starts Slurm's daemons; run this test as root"
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     absent = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
-    return f"no {', '.join(absent)}; `make slurm-packages` installs them" if absent else None
+    return f"no {', '.join(absent)}; `make server-packages` installs them" if absent else None
 
 
 def wait_until(true: Callable[[], bool], what: Callable[[], str]) -> None:
