@@ -1,93 +1,67 @@
-"""A static HTTP server with ranges on loopback, in threads of this process, and what is served."""
+"""Published caches, and folders served over HTTP, where tests count requests and alter answers."""
 
 import hashlib
 import shutil
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdcache.cache.published import MANIFEST, Manifest, PublishedObject
 from kdcache.cache.store import Cache
 from kdcache.stores.location import Location
+from tests.servers import faults, static
 
 
 @dataclass
 class Served:
-    """A folder that is served. alter: changes the bytes of an answer, by name and range's start.
-
-    requests: how often each (name, start) was asked for, without questions for its size.
-    """
+    """A folder that is served. alter: changes the bytes of an answer, by name and range."""
 
     root: Path
-    location: Location
-    alter: Callable[[str, int, bytes], bytes] = lambda name, start, data: data
-    delay_s: float = 0.0
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    proxy: faults.Proxy
+    alter: Callable[[str, str, bytes], bytes] | None = None
+
+    @property
+    def location(self) -> Location:
+        """Return where the folder is served."""
+        return Location(self.proxy.url)
+
+    @property
+    def requests(self) -> Counter[tuple[str, str]]:
+        """Return how often each path and range was asked for."""
+        return Counter((request.path, request.range) for request in self.proxy.asked("GET"))
 
     def count(self, part: str) -> int:
-        """Return the number of requests for names that hold a text."""
-        return sum(n for (name, _), n in self.requests.items() if part in name)
+        """Return the number of requests for paths that hold a text."""
+        return len(self.proxy.asked("GET", part))
+
+    def forget(self) -> None:
+        """Forget the requests so far."""
+        self.proxy.requests.clear()
+
+    def plan(self, request: faults.Request) -> faults.Fault | None:
+        """Return how a request is answered, if otherwise than by the server."""
+        alter = self.alter
+        if alter is None or request.method != "GET":
+            return None
+
+        def fault(exchange: faults.Exchange) -> None:
+            reply = exchange.ask()
+            if reply.status < 300:
+                reply = replace(reply, body=alter(request.path, request.range, reply.body))
+            exchange.answer(reply)
+
+        return fault
 
 
 @contextmanager
 def served(root: Path) -> Iterator[Served]:
     """Serve the files below a folder while the block runs."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer(whole=True)
-
-        def do_HEAD(self) -> None:
-            self._answer(whole=False)
-
-        def _answer(self, *, whole: bool) -> None:
-            name = self.path.lstrip("/")
-            time.sleep(what.delay_s)
-            try:
-                data = (root / name).read_bytes()
-            except OSError:
-                self.send_error(404)
-                return
-            start, size, text = 0, len(data), self.headers["Range"]
-            if text is not None:
-                first, _, last = text.removeprefix("bytes=").partition("-")
-                start = int(first)
-                data = data[start : int(last) + 1]
-            if whole:
-                what.requests[name, start] += 1
-                data = what.alter(name, start, data)
-            self.send_response(200 if text is None else 206)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-            if text is not None:
-                self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{size}")
-            self.end_headers()
-            if whole:
-                self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            del args
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        what = Served(root, Location(f"http://127.0.0.1:{server.server_port}"))
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield what
-        finally:
-            server.shutdown()
-            thread.join()
+    with static.plain(root) as server, faults.running(server.url) as proxy:
+        what = Served(root, proxy)
+        proxy.plan = what.plan
+        yield what
 
 
 def put_cache(cache: Cache, catalogue: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,15 @@ from kdcache.errors import CorruptError, DataError
 from kdcache.replay.open import fixed_stream, independent_stream, label_stream, replay_stream
 from kdcache.replay.stream import ReplayStream, StreamOptions
 from kdcache.stores.location import Location
+from kdcache.stores.store import Store
 from tests import tiny
 from tests.replay.streaming import digests
+from tests.servers import faults, static
+from tests.servers.swift import Swift
 from tests.serving import Served, put_cache, served
 
 OPTIONS = StreamOptions(batch_size=6, num_epochs=3, seed=3, window=2)
+ONE_WORKER, TWO_WORKERS = (replace(OPTIONS, num_workers=number) for number in (1, 2))
 
 
 class Lent(NamedTuple):
@@ -42,7 +47,7 @@ def lent(
 
 
 def _stream(lent: Lent, num_workers: int) -> ReplayStream:
-    options = StreamOptions(**{**vars(OPTIONS), "num_workers": num_workers})
+    options = replace(OPTIONS, num_workers=num_workers)
     return replay_stream(open_cache(lent.cache), load_dataset(lent.data), options)
 
 
@@ -67,7 +72,7 @@ def test_a_stream_in_place_goes_on_in_mid_epoch(lent: Lent, complete: Path) -> N
 
 def test_a_tile_costs_a_request_an_array_and_a_block_one(lent: Lent) -> None:
     _stream(lent, 0)
-    lent.server.requests.clear()
+    lent.server.forget()
     assert digests(_stream(lent, 2))
     spans, tiles, blocks = 3 * 2, 3 * 3, 3 + 3 + 1
     for array in ("indices", "values", "tails"):
@@ -75,7 +80,7 @@ def test_a_tile_costs_a_request_an_array_and_a_block_one(lent: Lent) -> None:
     assert lent.server.count("/commits/") == lent.server.count("/witness/c/") == spans
     assert lent.server.count(".tar") == blocks
     assert set(lent.server.requests.values()) == {1}
-    lent.server.requests.clear()
+    lent.server.forget()
     assert digests(_stream(lent, 0))
     asked = {name.rpartition("/")[2] for name, _ in lent.server.requests}
     assert asked == {"manifest.json", "dataset.json"}
@@ -95,10 +100,10 @@ def test_bytes_that_come_wrong_once_are_asked_for_once_more(
 ) -> None:
     seen = set()
 
-    def alter(name: str, start: int, data: bytes) -> bytes:
-        if part not in name or (name, start) in seen:
+    def alter(name: str, span: str, data: bytes) -> bytes:
+        if part not in name or (name, span) in seen:
             return data
-        seen.add((name, start))
+        seen.add((name, span))
         return bytes([data[0] ^ 1]) + data[1:]
 
     lent.server.alter = alter
@@ -119,8 +124,8 @@ def test_bytes_that_come_wrong_once_are_asked_for_once_more(
 def test_bytes_that_stay_wrong_are_refused_and_named(
     lent: Lent, part: str, kind: type[Exception], number: int
 ) -> None:
-    def alter(name: str, start: int, data: bytes) -> bytes:
-        del start
+    def alter(name: str, span: str, data: bytes) -> bytes:
+        del span
         return bytes([data[0] ^ 1]) + data[1:] if part in name else data
 
     stream = _stream(lent, number)
@@ -141,10 +146,10 @@ def test_an_object_that_is_gone_is_named(lent: Lent, number: int) -> None:
 def test_a_local_cache_goes_with_tars_in_a_store_and_the_other_way_round(
     lent: Lent, complete: Path, dataset: Dataset
 ) -> None:
-    local, options = open_cache(complete), StreamOptions(**{**vars(OPTIONS), "num_workers": 1})
+    local = open_cache(complete)
     expected = digests(replay_stream(local, dataset, OPTIONS))
-    assert digests(replay_stream(local, load_dataset(lent.data), options)) == expected
-    assert digests(replay_stream(open_cache(lent.cache), dataset, options)) == expected
+    assert digests(replay_stream(local, load_dataset(lent.data), ONE_WORKER)) == expected
+    assert digests(replay_stream(open_cache(lent.cache), dataset, ONE_WORKER)) == expected
 
 
 def test_other_streams_are_the_same_in_place(lent: Lent, tmp_path: Path, dataset: Dataset) -> None:
@@ -152,13 +157,12 @@ def test_other_streams_are_the_same_in_place(lent: Lent, tmp_path: Path, dataset
     local = tiny.precompute(tmp_path / "unmixed", dataset, recipe)
     put_cache(local, lent.server.root)
     place, data = lent.cache.parent / local.info.id, load_dataset(lent.data)
-    options = StreamOptions(**{**vars(OPTIONS), "num_workers": 1})
 
     def streams(cache: Cache, images: Dataset) -> list[ReplayStream]:
         return [
-            fixed_stream(cache, images, options, recipe=recipe),
-            independent_stream(cache, images, options),
-            label_stream(images, options, recipe=recipe),
+            fixed_stream(cache, images, ONE_WORKER, recipe=recipe),
+            independent_stream(cache, images, ONE_WORKER),
+            label_stream(images, ONE_WORKER, recipe=recipe),
         ]
 
     expected = [digests(stream) for stream in streams(local, dataset)]
@@ -171,6 +175,32 @@ def test_a_resharded_copy_in_a_store_serves(
     images = tiny.write_images(tmp_path / "again", 24)
     tiny.pack_images(images, lent.server.root / "other", rows_per_tar=7, shuffle_seed=1)
     expected = digests(replay_stream(open_cache(complete), dataset, OPTIONS))
-    options = StreamOptions(**{**vars(OPTIONS), "num_workers": 1})
     other = load_dataset(lent.server.location / "other")
-    assert digests(replay_stream(open_cache(lent.cache), other, options)) == expected
+    assert digests(replay_stream(open_cache(lent.cache), other, ONE_WORKER)) == expected
+
+
+@pytest.mark.skipif(static.missing() is not None, reason=static.missing() or "")
+def test_batches_from_nginx_are_those_of_local_files(
+    lent: Lent, complete: Path, dataset: Dataset
+) -> None:
+    expected = digests(replay_stream(open_cache(complete), dataset, OPTIONS))
+    with static.nginx(lent.server.root) as nginx:
+        place = Location(nginx.url)
+        cache = open_cache(place / "caches" / lent.cache.name)
+        stream = replay_stream(cache, load_dataset(place / "data"), TWO_WORKERS)
+        assert digests(stream) == expected
+
+
+def test_batches_from_a_bucket_are_those_of_local_files(
+    lent: Lent, complete: Path, dataset: Dataset, s3: faults.Proxy, swift_server: Swift
+) -> None:
+    expected = digests(replay_stream(open_cache(complete), dataset, OPTIONS))
+    place, web = swift_server.create_bucket("in-place") / "some prefix", lent.server.root
+    for path in web.rglob("*"):
+        if path.is_file():
+            Store(place).write(path.relative_to(web).as_posix(), path.read_bytes())
+    cache = open_cache(place / "caches" / lent.cache.name)
+    s3.plan = faults.every(5, faults.reset, of="GET")
+    stream = replay_stream(cache, load_dataset(place / "data"), TWO_WORKERS)
+    assert digests(stream) == expected
+    assert s3.asked("GET", "/values/c/")
