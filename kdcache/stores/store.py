@@ -137,12 +137,17 @@ class Store:
             retry=tenacity.retry_if_exception(_is_passing),
             reraise=True,
         )
+        # What tries again keeps the error: were it kept by this frame, which the error's traceback
+        # keeps, all callers would be left to the garbage collector.
         try:
             return again(ask)
-        except (FileNotFoundError, KdcacheError):
-            raise
+        except (FileNotFoundError, KdcacheError) as error:
+            del again
+            raise error.with_traceback(None) from None
         except Exception as error:  # obstore raises many kinds, whose texts may hold anything
-            raise _refused(where, error) from None
+            refused = _refused(where, error)
+        del again
+        raise refused
 
 
 class _ShortError(Exception):
