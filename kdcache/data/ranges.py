@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, UsageError
 from kdcache.identity import content_digest
 from kdcache.stores.ahead import Wanted
 from kdcache.stores.disk import Piece, read_piece
@@ -222,4 +222,9 @@ def find_stored_tars(root: Location) -> list[StoredTar]:
     Raises:
         UsageError: the store refuses, does not answer, or lists nothing, as plain HTTP.
     """
+    if root.scheme in ("http", "https"):
+        raise UsageError(
+            f"{root}: HTTP is read without listing; index a copy of the tars, and put its "
+            "dataset.json and dataset.npz beside them"
+        )
     return [StoredTar(root, e.name) for e in Store(root).names() if e.name.endswith(".tar")]

@@ -80,7 +80,7 @@ class Sizes:
 
 
 FULL = Sizes(tars=48, rows=1024, images=8192, epochs=3, rounds=3)
-QUICK = Sizes(tars=3, rows=32, images=256, epochs=2, rounds=1)
+QUICK = Sizes(tars=2, rows=32, images=256, epochs=2, rounds=1)
 
 
 @contextmanager
