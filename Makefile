@@ -16,7 +16,8 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-peers server-packages clean
+  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
+  bench-peers server-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -169,6 +170,9 @@ bench-student: setup ## measure what cached targets cost a step and spare a run;
 
 bench-scale: setup ## measure what 117,000 spans cost beside rendering and teacher; 10 minutes
 	$(BENCH).scale $(ARGS)
+
+bench-sharing: setup ## measure replay and a student's waiting, from a cache and tars behind slow HTTP; 2 minutes
+	$(BENCH).sharing $(ARGS)
 
 bench-peers: setup $(PEERS)/.synced ## measure our stream beside the loaders of others; 7 GB
 	$(BENCH).peers --python $(PEERS)/bin/python $(ARGS)

@@ -40,18 +40,19 @@ class Finding:
 def check_objects(cache: Cache) -> Iterator[Finding]:
     """Yield what differs: metadata, sample names, commit records, objects, seal.
 
-    Of sound spans, some tiles are read by zarr-python as well.
+    Of sound spans, some tiles are read by zarr-python as well. The objects of a published cache are
+    read whole from their store, past this disk, and not by zarr-python.
     """
     metadata = list(_check_metadata(cache))
     yield from metadata
     yield from _check_samples(cache)
-    done, sound = committed(cache.folder), []
+    done, sound = committed(cache.objects), []
     for span in sorted(done):
         findings = list(check_span(cache, span))
         yield from findings
         if not findings:
             sound.append(span)
-    if not metadata:
+    if not metadata and cache.is_local:
         for span in sound[:: max(1, len(sound) // TILES_BY_ZARR)]:
             yield from _check_by_zarr(cache, span)
     yield from _check_seal(cache, [span for span in cache.grid.spans() if span not in done])
@@ -60,7 +61,7 @@ def check_objects(cache: Cache) -> Iterator[Finding]:
 def _check_metadata(cache: Cache) -> Iterator[Finding]:
     problems = cache.problems()
     try:  # attributes may have changed since the cache was opened
-        read_attributes(cache.attributes(), source=cache.path)
+        read_attributes(cache.attributes(), source=cache.place)
     except KdcacheError as error:
         problems[ROOT] = str(error)
     for name, problem in problems.items():
@@ -85,7 +86,7 @@ def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
     for name in cache.object_names(span).values():
         entry = commit.objects.get(name)
         try:
-            found = cache.folder.digest(name)
+            found = cache.objects.digest(name)
         except CorruptError as error:
             yield Finding(name, str(error).split(": ", 1)[1].removesuffix(f"; {REPAIR}"), span)
             sound = False
@@ -144,7 +145,7 @@ def _check_seal(cache: Cache, missing: list[Span]) -> Iterator[Finding]:
         elif missing:
             problem = f"says that all spans are there, and span {missing[0]} is not"
             yield Finding("seal.json", problem, None)
-        elif seal != summarise(cache.folder, cache.grid, cache.info.id):
+        elif seal != summarise(cache.objects, cache.grid, cache.info.id):
             yield Finding("seal.json", "differs from the commit records", None)
     except (CorruptError, IncompleteError) as error:
         yield Finding("seal.json", str(error), None)
@@ -152,7 +153,7 @@ def _check_seal(cache: Cache, missing: list[Span]) -> Iterator[Finding]:
 
 def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[tuple[Span, int, slice]]:
     """Yield a share of the committed (span, view, block) at random, at least one, in order."""
-    done = committed(cache.folder)
+    done = committed(cache.objects)
     items = [
         (span, view, rows)
         for span in cache.grid.spans()
@@ -255,7 +256,7 @@ def check_teacher(
         rows_seen += len(usable)
     if rows_seen == 0:
         raise IncompleteError(
-            f"{cache.path}: no target to compare in the {share:g} of the blocks that was drawn; "
+            f"{cache.place}: no target to compare in the {share:g} of the blocks that was drawn; "
             "take a larger share, or run kdcache precompute again"
         )
     return TeacherCheck(rows_seen, difference, kl / rows_seen, agree / rows_seen, equal / rows_seen)

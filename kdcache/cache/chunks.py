@@ -1,19 +1,25 @@
 """Chunks read straight from their objects, as a span's commit record describes them.
 
-Invariant: what is returned is what the span's writer committed. An object's size, and the index of
-a shard, are compared once in each process; a chunk's checksum each time.
+Invariant: what is returned is what the span's writer committed. Of local files, an object's size,
+and the index of a shard, are compared once in each process; of published ones, which are read in
+part and by one request, the size and sha256 that manifest and record state. A chunk's checksum is
+compared each time.
 """
 
 import os
 
+from kdcache.cache.in_place import PublishedFolder
 from kdcache.cache.layout import WITNESSES
 from kdcache.cache.manifest import Commit
 from kdcache.cache.objects import unreadable
 from kdcache.cache.shard import Place, shard_index, stated_checksum
 from kdcache.errors import CorruptError
+from kdcache.stores.ahead import Wanted
+from kdcache.stores.disk import Piece
 
 _REPAIR = "run kdcache repair"
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in an object's place is not waited for
+_AGAIN = "ask who published it to publish it again, or use another copy"
 
 
 class ChunkReader:
@@ -67,3 +73,48 @@ def _compare(
         index = shard_index(places)
         if os.pread(file, len(index) + 1, end) != index:
             raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")
+
+
+class PublishedChunks:
+    """Reads chunks of a published cache, each by one range of its object."""
+
+    def __init__(self, folder: PublishedFolder) -> None:
+        self._folder = folder
+
+    def wanted(self, commit: Commit, array: str, name: str, *, position: int) -> Wanted:
+        """Return one chunk of an object as a piece, whose version is that of the object.
+
+        Raises:
+            CorruptError: manifest and commit record do not tell of it, or differ.
+        """
+        places, entry = commit.tiles.get(array, ()), self._folder.manifest.objects.get(name)
+        where = self._folder.place / name
+        if position >= len(places) or name not in commit.objects or entry is None:
+            raise CorruptError(f"{where}: manifest or commit record does not tell of it; {_AGAIN}")
+        place = places[position]
+        if commit.objects[name] != entry.model_dump():
+            raise CorruptError(f"{where}: the manifest differs from its commit record; {_AGAIN}")
+        if place.offset + place.size_bytes > entry.size_bytes:
+            raise CorruptError(f"{where}: its commit record has it end later; {_AGAIN}")
+        piece = Piece(self._folder.place, name, place.offset, place.size_bytes, entry.sha256)
+        return Wanted(piece, lambda chunk: stated_checksum(chunk) == place.crc32c)
+
+    def read(self, commit: Commit, array: str, name: str, *, position: int) -> bytes:
+        """Return the bytes of one chunk of an object, checksum included.
+
+        Raises:
+            CorruptError: they are missing, or not those that were committed.
+            UsageError: the store refuses, or does not answer.
+            EvictedError: as read_piece.
+        """
+        wanted = self.wanted(commit, array, name, position=position)
+        try:
+            chunk = wanted.read()
+        except FileNotFoundError:
+            raise self._folder.lost(name) from None
+        if not wanted.is_right(chunk):
+            raise CorruptError(
+                f"{self._folder.place / name}: damaged: a checksum differs from the commit "
+                f"record's, and did when it was read once more; {_AGAIN}"
+            )
+        return chunk

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kdcache.cache.layout import Grid, Span, span_named
-from kdcache.cache.objects import Folder
+from kdcache.cache.objects import Folder, Objects
 from kdcache.cache.shard import Place
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
 from kdcache.identity import FORMAT_VERSION, canonical_json, digest, read_json
@@ -69,8 +69,8 @@ def _write(folder: Folder, name: str, body: dict[str, Any], *, replace: bool = F
     return folder.publish(name, text.encode(), replace=replace)
 
 
-def _read(folder: Folder, name: str) -> dict[str, Any]:
-    return _parse(folder.read(name), folder.path / name)
+def _read(folder: Objects, name: str) -> dict[str, Any]:
+    return _parse(folder.read(name), folder.place / name)
 
 
 def _parse(data: bytes, where: location.Place) -> dict[str, Any]:
@@ -172,12 +172,12 @@ def write_commit(folder: Folder, commit: Commit) -> None:
         return
     if read_commit(folder, span, cache=commit.cache).objects != commit.objects:
         raise MismatchError(
-            f"{folder.path / span.commit_name}: another process committed this span with other "
+            f"{folder.place / span.commit_name}: another process committed this span with other "
             "targets; run kdcache repair, then precompute again with one teacher and batch size"
         )
 
 
-def read_commit(folder: Folder, span: Span, *, cache: str) -> Commit:
+def read_commit(folder: Objects, span: Span, *, cache: str) -> Commit:
     """Return a span's commit record. cache: the id of the cache.
 
     Raises:
@@ -188,9 +188,9 @@ def read_commit(folder: Folder, span: Span, *, cache: str) -> Commit:
         data = folder.read(span.commit_name)
     except FileNotFoundError:
         raise IncompleteError(
-            f"{folder.path}: span {span} is not computed; run kdcache precompute again"
+            f"{folder.place}: span {span} is not computed; run kdcache precompute again"
         ) from None
-    return parse_commit(data, span, cache=cache, where=folder.path / span.commit_name)
+    return parse_commit(data, span, cache=cache, where=folder.place / span.commit_name)
 
 
 def parse_commit(data: bytes, span: Span, *, cache: str, where: location.Place) -> Commit:
@@ -211,23 +211,24 @@ def parse_commit(data: bytes, span: Span, *, cache: str, where: location.Place) 
     return commit
 
 
-def committed(folder: Folder) -> set[Span]:
+def committed(folder: Objects) -> set[Span]:
     """Return the spans that have a commit record."""
     spans = map(span_named, folder.names(COMMITS))
     return {span for span in spans if span is not None}
 
 
-def missing(folder: Folder, grid: Grid) -> list[Span]:
+def missing(folder: Objects, grid: Grid) -> list[Span]:
     """Return the spans of the grid that are not committed, in order."""
     done = committed(folder)
     return [span for span in grid.spans() if span not in done]
 
 
-def summarise(folder: Folder, grid: Grid, cache: str) -> Seal:
+def summarise(folder: Objects, grid: Grid, cache: str) -> Seal:
     """Return the totals of the committed spans of the grid."""
     size_bytes, fidelity = 0, NO_ROWS
     unusable: dict[int, set[int]] = {}
     done = committed(folder)
+    folder.expect(span.commit_name for span in grid.spans() if span in done)
     for span in grid.spans():
         if span in done:
             commit = read_commit(folder, span, cache=cache)
@@ -244,7 +245,7 @@ def write_seal(folder: Folder, seal: Seal) -> None:
     _write(folder, SEAL, asdict(seal), replace=True)
 
 
-def read_seal(folder: Folder) -> Seal | None:
+def read_seal(folder: Objects) -> Seal | None:
     """Return the totals of a sealed cache; None if it is not sealed.
 
     Raises:
@@ -264,4 +265,4 @@ def read_seal(folder: Folder) -> Seal | None:
             fidelity=_fidelity(body["fidelity"]),
         )
     except _UNREADABLE:
-        raise CorruptError(f"{folder.path / SEAL}: is no seal; run kdcache repair") from None
+        raise CorruptError(f"{folder.place / SEAL}: is no seal; run kdcache repair") from None

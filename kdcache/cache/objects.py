@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from kdcache.cache.in_place import PublishedFolder
 from kdcache.errors import CorruptError, KdcacheError, UsageError
 from kdcache.files import PARTIAL, read_small, sync, write_whole
 
@@ -50,6 +51,14 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def place(self) -> Path:
+        """Return the path, as what a published folder calls its location."""
+        return self.path
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Do nothing: what will be read is here already."""
 
     def read(self, name: str) -> bytes:
         """Return an object's bytes.
@@ -192,6 +201,9 @@ class Folder:
         """
         with Locks(self.path) as locks:
             yield locks.take(number, wait=wait)
+
+
+Objects = Folder | PublishedFolder  # what a cache is read from
 
 
 class Locks:

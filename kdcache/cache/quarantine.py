@@ -5,7 +5,7 @@ import socket
 from datetime import UTC, datetime
 
 from kdcache.cache.layout import Span, span_named
-from kdcache.cache.objects import Folder
+from kdcache.cache.objects import Folder, Objects
 from kdcache.errors import DataError, KdcacheError, UsageError
 
 FOLDER = "quarantine"
@@ -34,7 +34,7 @@ def is_quarantined(folder: Folder, span: Span) -> bool:
     return folder.exists(_name(span))
 
 
-def quarantined(folder: Folder) -> dict[Span, KdcacheError]:
+def quarantined(folder: Objects) -> dict[Span, KdcacheError]:
     """Return the spans set aside, in order, and their errors."""
     found: dict[Span, KdcacheError] = {}
     for name in folder.names(FOLDER):

@@ -8,7 +8,7 @@ this one's. Its bytes are those that zarr-python writes and reads (zarr_path.py)
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdcache.cache.chunks import ChunkReader
+from kdcache.cache.chunks import ChunkReader, PublishedChunks
+from kdcache.cache.in_place import PublishedFolder, open_published
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
 from kdcache.cache.limits import chunks_fit
@@ -41,7 +42,7 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import MOST_BYTES, Folder
+from kdcache.cache.objects import MOST_BYTES, Folder, Objects
 from kdcache.cache.shard import (
     Place,
     checksum,
@@ -56,6 +57,8 @@ from kdcache.errors import CorruptError, IncompleteError, UsageError
 from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.recipe.parts import Role
+from kdcache.stores import location
+from kdcache.stores.location import Location
 from kdcache.targets.fidelity import Fidelity
 from kdcache.targets.packed import Arrays
 from kdcache.targets.target import Fields
@@ -71,24 +74,39 @@ class Tile:
     usable: NDArray[np.bool_]
 
 
-def is_cache(path: Path) -> bool:
-    """Return whether a Zarr group stands at path, or a cache that has lost its root document."""
+def is_cache(place: location.Place) -> bool:
+    """Return whether a Zarr group stands at a path, or a cache that has lost its root document.
+
+    At a location there is one, or opening it says what is wrong.
+    """
+    if isinstance(place, Location):
+        return True
+    path = place
     return (path / ROOT).is_file() or (path / array_document("rows")).is_file()
 
 
-def open_cache(path: Path, *, checked: bool = True) -> "Cache":
-    """Return the cache at path. checked: False leaves it to problems() to find damaged metadata.
+def open_cache(
+    place: location.Place, *, checked: bool = True, manifest: str | None = None
+) -> "Cache":
+    """Return the cache at a path, or the published one at a location, to be read in place.
+
+    checked: False leaves it to problems() to find damaged metadata. manifest: sha256 that the
+    manifest of a published cache must have, where somebody has looked at it before.
 
     Raises:
-        UsageError: no cache is there, or its format is newer.
+        UsageError: no cache is there, its format is newer, or its store does not answer.
         CorruptError: its metadata are damaged.
+        MismatchError: its manifest has another sha256.
     """
+    if isinstance(place, Location):
+        return Cache(open_published(place, manifest=manifest), checked=checked)
+    path = place
     if not is_cache(path):
         raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
     while True:
         root = _bytes(path / ROOT)
         try:
-            return Cache(path, checked=checked)
+            return Cache(Folder(path), checked=checked)
         except CorruptError:
             if _bytes(path / ROOT) == root:
                 raise  # else it was being extended
@@ -102,13 +120,20 @@ def _bytes(path: Path) -> bytes | None:
 
 
 class Cache:
-    """An open cache. Holds no file open, so that it works in forked and in spawned processes."""
+    """An open cache. Holds no file open, so that it works in forked and in spawned processes.
 
-    def __init__(self, path: Path, *, checked: bool = True) -> None:
-        self.path = path
-        self.folder = Folder(path)
+    objects: what it is read from. place: where they are.
+    """
+
+    def __init__(self, objects: Objects, *, checked: bool = True) -> None:
+        self.objects, self.place = objects, objects.place
+        if isinstance(objects, PublishedFolder):
+            documents = (name for name in objects.manifest.objects if name.endswith(ROOT))
+            objects.expect((*documents, "rows/c/0", SEAL))
         attributes = self._document(ROOT).get("attributes")
-        described = read_attributes(attributes if isinstance(attributes, dict) else {}, source=path)
+        described = read_attributes(
+            attributes if isinstance(attributes, dict) else {}, source=self.place
+        )
         self.info, self.grid = described.info, described.grid
         self.extends_to = described.extends_to
         self.rows = np.array([t["num_rows"] for t in self.info.dataset["tars"]], np.int64)
@@ -116,22 +141,60 @@ class Cache:
             raise CorruptError(f"{'; '.join(problems.values())}; {REPAIR}")
         self.commit = lru_cache(maxsize=4096)(self._read_commit)
         self._witnesses = lru_cache(maxsize=256)(self._read_witnesses)
-        self._chunks = ChunkReader(str(path))
+        self.chunks: ChunkReader | PublishedChunks
+        if isinstance(objects, Folder):
+            self.chunks = ChunkReader(str(objects.path))
+        else:
+            self.chunks = PublishedChunks(objects)
+            self._check_manifest(objects)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open_cache, (self.path,))
+        if isinstance(self.objects, Folder):
+            return (open_cache, (self.place,))
+        return (partial(open_cache, manifest=self.objects.required), (self.place,))
+
+    def _check_manifest(self, objects: PublishedFolder) -> None:
+        if objects.manifest.cache != self.info.id:
+            raise CorruptError(
+                f"{self.place}: its attributes are of cache {self.info.id[:12]}, its manifest of "
+                f"{objects.manifest.cache[:12]}; ask who published it to publish it again"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether it is a folder of this machine, and not read in place."""
+        return isinstance(self.objects, Folder)
+
+    @property
+    def folder(self) -> Folder:
+        """Return the folder that the cache is, for what writes.
+
+        Raises:
+            UsageError: it is read in place, where nothing is written.
+        """
+        if isinstance(self.objects, Folder):
+            return self.objects
+        raise UsageError(
+            f"{self.place}: is read in place, and this needs a cache on this disk; fetch it first "
+            "with kdcache fetch"
+        )
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the folder that the cache is; as folder."""
+        return self.folder.path
 
     # --- what the cache is ---------------------------------------------------------------------
 
     def _document(self, name: str) -> Document:
         try:
-            return dict(read_json(self.folder.read(name)))
+            return dict(read_json(self.objects.read(name)))
         except FileNotFoundError:
             problem = "missing"
         except (ValueError, TypeError, RecursionError) as error:
             problem = f"damaged: {error}"
         advice = f"{REPAIR} --from a sound copy" if name == ROOT else REPAIR
-        raise CorruptError(f"{self.path / name}: {problem}; {advice}")
+        raise CorruptError(f"{self.place / name}: {problem}; {advice}")
 
     def attributes(self) -> Document:
         """Return the root group's attributes as they are on the disk now, others' among them."""
@@ -157,19 +220,19 @@ class Cache:
             del root["consolidated_metadata"]
         # Attributes beside ours are those of others.
         if root != root_document(root["attributes"], None):
-            problems[ROOT] = f"{self.path / ROOT}: is not the metadata of this cache"
+            problems[ROOT] = f"{self.place / ROOT}: is not the metadata of this cache"
         for array, document in expected.items():
             name = array_document(array)
             try:
                 if self._document(name) not in (document, grown[array]):
-                    problems[name] = f"{self.path / name}: differs from what this cache's " + (
+                    problems[name] = f"{self.place / name}: differs from what this cache's " + (
                         "attributes ask for"
                     )
             except CorruptError as error:
                 problems[name] = str(error).removesuffix(f"; {REPAIR}")
         try:
             if not np.array_equal(self._stored("rows", None), self.rows):
-                problems["rows/c/0"] = f"{self.path / 'rows/c/0'}: unlike the dataset"
+                problems["rows/c/0"] = f"{self.place / 'rows/c/0'}: unlike the dataset"
         except CorruptError as error:
             problems["rows/c/0"] = str(error).removesuffix(f"; {REPAIR}")
         return problems
@@ -178,9 +241,9 @@ class Cache:
         """Return what is known of all tars, or of one tar's rows."""
         name = f"{array}/c/0" if tar is None else f"{array}/c/{tar}/0"
         try:
-            data = without_checksum(self.folder.read(name), str(self.path / name))
+            data = without_checksum(self.objects.read(name), str(self.place / name))
         except FileNotFoundError:
-            raise CorruptError(f"{self.path / name}: missing; {REPAIR}") from None
+            raise CorruptError(f"{self.place / name}: missing; {REPAIR}") from None
         item = np.dtype("<u4" if tar is None else "<u8")
         return np.frombuffer(data, item, count=len(data) // item.itemsize)
 
@@ -197,14 +260,14 @@ class Cache:
         uids, contents = (self._stored(name, tar)[rows] for name in ("uids", "contents"))
         if tar_digest(uids, contents) != self.info.dataset["tars"][tar]["digest"]:
             raise CorruptError(
-                f"{self.path}: uids and contents of tar {tar} differ from its digest; {REPAIR}"
+                f"{self.place}: uids and contents of tar {tar} differ from its digest; {REPAIR}"
             )
         return uids, contents
 
     # --- what it holds -------------------------------------------------------------------------
 
     def _read_commit(self, span: Span) -> Commit:
-        commit = read_commit(self.folder, span, cache=self.info.id)
+        commit = read_commit(self.objects, span, cache=self.info.id)
         self.check_extent(commit)
         return commit
 
@@ -229,26 +292,26 @@ class Cache:
             or {array: len(places) for array, places in commit.tiles.items()} != tiles
         ):
             raise CorruptError(
-                f"{self.path / span.commit_name}: the record of another extent; {REPAIR}"
+                f"{self.place / span.commit_name}: the record of another extent; {REPAIR}"
             )
 
     def missing(self) -> list[Span]:
         """Return the spans that are not committed, in order."""
-        return missing(self.folder, self.grid)
+        return missing(self.objects, self.grid)
 
     def valid_seal(self) -> Seal | None:
         """Return the totals that were sealed when the cache was complete; None if it was not."""
-        seal = read_seal(self.folder)
+        seal = read_seal(self.objects)
         if seal is None or seal.views != self.grid.num_views or seal.cache != self.info.id:
             return None
         num_rows = dict(enumerate(self.rows))
         if any(rows and rows[-1] >= num_rows.get(tar, 0) for tar, rows in seal.unusable.items()):
-            raise CorruptError(f"{self.path / SEAL}: names rows that are not there; {REPAIR}")
+            raise CorruptError(f"{self.place / SEAL}: names rows that are not there; {REPAIR}")
         return seal
 
     def totals(self) -> Seal:
         """Return the totals of the committed spans, from the seal where the cache is sealed."""
-        return self.valid_seal() or summarise(self.folder, self.grid, self.info.id)
+        return self.valid_seal() or summarise(self.objects, self.grid, self.info.id)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -403,10 +466,10 @@ class Cache:
         rows = int(self.rows[tar])
         names = self.object_names(span)
         chunks = {
-            s.name: self._chunks.read(commit, s.name, names[s.name], position=position)
+            s.name: self.chunks.read(commit, s.name, names[s.name], position=position)
             for s in self.info.specs
         }
-        where = f"{self.path}: tar {tar}, view {view}"
+        where = f"{self.place}: tar {tar}, view {view}"
         arrays = decode_tile(
             chunks, self.info.specs, num_rows=rows, max_rows=self.grid.max_rows, where=where
         )
@@ -429,5 +492,5 @@ class Cache:
 
     def _read_witnesses(self, span: Span, array: str) -> NDArray[np.uint64]:
         name = self.object_names(span)[array]
-        data = self._chunks.read(self.commit(span), array, name, position=0)[:-4]
+        data = self.chunks.read(self.commit(span), array, name, position=0)[:-4]
         return np.frombuffer(data, "<u8").reshape(self.grid.span_views, self.grid.blocks)

@@ -15,7 +15,7 @@ def summarise_cache(cache: Cache) -> dict[str, Any]:
     stored = int(cache.rows.sum()) * grid.num_views - missing_rows * grid.span_views
     return {
         "id": info.id,
-        "path": str(cache.path),
+        "path": str(cache.place),
         "dataset": {"id": info.dataset["id"], "num_samples": info.dataset["num_samples"]},
         "recipe": {"id": info.recipe.id, **info.recipe.canonical()},
         "teacher": info.teacher,
@@ -26,7 +26,7 @@ def summarise_cache(cache: Cache) -> dict[str, Any]:
         "span_views": grid.span_views,
         "spans": spans,
         "spans_missing": len(absent),
-        "quarantined": {str(s): str(e) for s, e in quarantined(cache.folder).items()},
+        "quarantined": {str(s): str(e) for s, e in quarantined(cache.objects).items()},
         "coverage": 1 - len(absent) / spans,
         "views_stored": stored,
         "rows_unusable": sum(len(rows) for rows in totals.unusable.values()),

@@ -7,6 +7,7 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, say
+from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE, path
 from kdcache.cli.teachers import (
     PANEL,
     SPEC_HELP,
@@ -23,6 +24,7 @@ from kdcache.cli.teachers import (
     teacher_given,
 )
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from kdcache.cache.audit import Finding
@@ -30,22 +32,25 @@ if TYPE_CHECKING:
     from kdcache.data.blocks import BlockSource
     from kdcache.models.teacher import Teacher
 
-CachePath = Annotated[Path, typer.Argument(help="The cache.")]
+CachePath = Annotated[Path, typer.Argument(parser=path, metavar="CACHE", help="The cache.")]
+CacheText = Annotated[str, typer.Argument(metavar="CACHE", help=f"The cache {CACHE_HELP}.")]
 FINDINGS_SHOWN = 20
 REPLAY_SHARE = 0.05
 
 
-def inspect(cache: CachePath, as_json: Json = False) -> None:
+def inspect(cache: CacheText, as_json: Json = False) -> None:
     """Say what a cache is, what it holds, what a view costs and what its encoding loses.
 
-    Example:
+    Examples:
 
       kdcache inspect build/cache
+
+      kdcache inspect s3://team/catalogue/refs/photos-resnet50
     """
     from kdcache.cache.store import open_cache
     from kdcache.cache.summary import summarise_cache
 
-    store = open_cache(cache)
+    store = open_cache(parse_place(cache))
     value = summarise_cache(store)
     lines: dict[str, object] = {
         "cache": value["id"],
@@ -111,9 +116,10 @@ def _steadiness(store: "Cache") -> str:
 
 
 def verify(
-    cache: CachePath,
+    cache: CacheText,
     data: Annotated[
-        Path | None, typer.Option(help="The images that the cache was made from.")
+        str | None,
+        typer.Option(metavar=PLACE, help=f"The images that the cache was made from. {DATA_HELP}"),
     ] = None,
     replay: Annotated[
         float | None,
@@ -151,6 +157,8 @@ def verify(
 ) -> None:
     """Check every object's digest; with --data the pixels, with --teacher the targets as well.
 
+    Of a published cache that is not on this disk, every object is read whole from its store.
+
     Examples:
 
       kdcache verify build/cache
@@ -173,7 +181,8 @@ def verify(
         )
     if replay is None:
         replay = 0.0 if data is None else REPLAY_SHARE
-    store = open_cache(cache, checked=False)
+    store = open_cache(parse_place(cache), checked=False)
+    where = store.place
     damage = list(check_objects(store))
     absent = store.missing()
     value: dict[str, Any] = {
@@ -182,7 +191,8 @@ def verify(
         "spans_missing": len(absent),
     }
     lines: dict[str, object] = {
-        "objects": f"{len(damage)} damaged" if damage else "all as committed",
+        "objects": (f"{len(damage)} damaged" if damage else "all as committed")
+        + ("" if store.is_local else ", each read whole from its store"),
         "spans": f"{len(absent)} missing" if absent else "complete",
     }
     changed: list[Finding] = []
@@ -204,19 +214,23 @@ def verify(
         say(f"  {finding.where}: {finding.problem}", as_json=as_json)
     if damage or any(finding.span for finding in changed):
         raise CorruptError(
-            f"{cache}: {len(damage)} objects are damaged; run kdcache repair {cache}, --from a "
-            "sound copy if there is one"
+            f"{where}: {len(damage)} objects are damaged; "
+            + (
+                f"run kdcache repair {where}, --from a sound copy if there is one"
+                if store.is_local
+                else "ask who published it to publish it again, or use another copy"
+            )
         )
     if changed:
         raise MismatchError(
-            f"{cache}: {len(changed)} blocks are rendered otherwise here; compare the "
+            f"{where}: {len(changed)} blocks are rendered otherwise here; compare the "
             "versions that kdcache inspect --json shows with those here"
         )
     if "teacher" in value and not value["teacher"]["same"]:
-        raise MismatchError(f"{cache}: this teacher did not make these targets")
+        raise MismatchError(f"{where}: this teacher did not make these targets")
     if absent:
         raise IncompleteError(
-            f"{cache}: what is there is sound, but {len(absent)} spans are missing; run kdcache "
+            f"{where}: what is there is sound, but {len(absent)} spans are missing; run kdcache "
             "precompute again"
         )
 
@@ -227,11 +241,11 @@ def finding_value(finding: "Finding") -> dict[str, Any]:
     return {"where": finding.where, "problem": finding.problem, "span": span}
 
 
-def _source(store: "Cache", data: Path) -> "BlockSource":
+def _source(store: "Cache", data: str) -> "BlockSource":
     from kdcache.data.document import load_dataset
     from kdcache.replay.open import cache_source
 
-    return cache_source(store, load_dataset(data), store.info.recipe)
+    return cache_source(store, load_dataset(parse_place(data)), store.info.recipe)
 
 
 def _again(
@@ -248,7 +262,7 @@ def _again(
 
     if network.description["id"] != store.info.teacher["id"]:
         raise MismatchError(
-            f"{store.path}: made by teacher {store.info.teacher['id'][:12]}, this one is "
+            f"{store.place}: made by teacher {store.info.teacher['id'][:12]}, this one is "
             f"{network.description['id'][:12]}; pass its weights, preprocessing and precision"
         )
     check = check_teacher(store, source, network, share=share)

@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from kdcache.cli.output import give, human_bytes, progress_bar
+from kdcache.cli.places import path
+from kdcache.errors import UsageError
+from kdcache.stores.location import Location, Place, parse_place
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -64,9 +67,15 @@ def pack(
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds *.tar, at any depth.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="Folder or bucket, as s3://NAME/PREFIX, that holds *.tar."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Where dataset.json goes; default: into the folder.")
+        Path | None,
+        typer.Option(parser=path, help="Where dataset.json goes; default: into the folder."),
     ] = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Classes; default: the greatest label + 1.")
@@ -79,9 +88,13 @@ def index(
 ) -> None:
     """Index WebDataset tars that are there already.
 
-    Example:
+    Those in a bucket are read once, and stay there: --out names a folder for dataset.json.
+
+    Examples:
 
       kdcache index /data/imagenet/train --num-classes 1000
+
+      kdcache index s3://team/imagenet/train --num-classes 1000 --out build/imagenet
     """
     from kdcache.data.index import (
         build_index,
@@ -91,31 +104,35 @@ def index(
         save_dataset,
     )
 
+    root = parse_place(folder)
+    place = out or root
     if check:
-        dataset = load_dataset(out or folder)
+        dataset = load_dataset(place)
         check_dataset(dataset, label_field=label_field)
-        _give(dataset, out or folder, as_json=as_json)
+        _give(dataset, place, as_json=as_json)
         return
-    tars = find_tars(folder)
+    if isinstance(place, Location):
+        raise UsageError(f"{place}: name a folder here for dataset.json with --out")
+    tars = find_tars(root)
     with progress_bar(
         "index", len(tars), rates=lambda done, s: f"{done / s:.1f} tars/s"
     ) as advance:
         dataset = build_index(
             tars,
-            root=folder,
+            root=root,
             num_classes=num_classes,
             label_field=label_field,
             progress=advance,
         )
-    save_dataset(dataset, out or folder)
-    _give(dataset, out or folder, as_json=as_json)
+    save_dataset(dataset, place)
+    _give(dataset, place, as_json=as_json)
 
 
 def _images_per_s(done: int, seconds: float) -> str:
     return f"{done / seconds:.0f} images/s"
 
 
-def _give(dataset: object, where: Path, *, as_json: bool) -> None:
+def _give(dataset: object, where: Place, *, as_json: bool) -> None:
     from kdcache.data.dataset import Dataset
 
     assert isinstance(dataset, Dataset)

@@ -7,8 +7,10 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import CACHE_HELP, PLACE
 from kdcache.cli.teachers import Average, Device, Labels, numbers, triple
 from kdcache.cli.train import STUDENT_HELP, Channels, Data
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +26,11 @@ def evaluate(
     ],
     data: Data,
     cache: Annotated[
-        list[Path],
-        typer.Option(help="Targets of one centre view of the images; several are averaged."),
+        list[str],
+        typer.Option(
+            metavar=PLACE,
+            help=f"Targets of one centre view of the images, {CACHE_HELP}; several are averaged.",
+        ),
     ],
     shares: Annotated[
         str | None,
@@ -80,12 +85,13 @@ def evaluate(
 
     taught = _joined(weights, num_caches=len(cache))
     targets = join_targets(
-        [open_cache(path) for path in cache],
+        [open_cache(parse_place(text)) for text in cache],
         shares=taught.get("shares") if shares is None else numbers(shares, "--weights"),
         average=taught.get("average", "logits") if average is None else average.value,
         labels=None if labels is None else load_labels(labels),
     )
-    dataset, info, num_classes = load_dataset(data), targets.first.info, targets.format.num_classes
+    dataset, info = load_dataset(parse_place(data)), targets.first.info
+    num_classes = targets.format.num_classes
     given = make_facts(
         student=student,
         size=info.recipe.size,
@@ -96,7 +102,7 @@ def evaluate(
     trained = load_trained(weights, given, fallback=make_facts(num_classes=num_classes, **teacher))
     if trained.num_classes != num_classes:
         raise MismatchError(
-            f"{targets.first.path}: has targets of {num_classes} classes, the student has "
+            f"{targets.first.place}: has targets of {num_classes} classes, the student has "
             f"{trained.num_classes}; precompute validation targets with its teacher, or give the "
             "--labels that it was trained with"
         )

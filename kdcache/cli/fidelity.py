@@ -20,6 +20,7 @@ from kdcache.cli.limits import (
     sample_teacher,
 )
 from kdcache.cli.output import give, say
+from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import (
     Average,
@@ -36,6 +37,7 @@ from kdcache.cli.teachers import (
     teacher_given,
 )
 from kdcache.errors import UsageError
+from kdcache.stores.location import Place, parse_place
 
 if TYPE_CHECKING:
     from kdcache.targets.choice import Budget, Measured
@@ -45,9 +47,10 @@ Comparison = tuple["Measured", ...]
 
 def fidelity(
     cache: Annotated[
-        Path | None, typer.Argument(help="A dense cache, in place of a teacher.")
+        str | None,
+        typer.Argument(metavar="[CACHE]", help=f"A dense cache {CACHE_HELP}; else a teacher."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder or dataset.json of the images.")] = None,
+    data: Annotated[str | None, typer.Option(metavar=PLACE, help=DATA_HELP)] = None,
     teacher: OptionalTeachers = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
     weights: Weights = None,
@@ -93,14 +96,15 @@ def fidelity(
     check_picture(out)
     others = {"--data": data, "--teacher": teacher or None, "--recipe": recipe}
     if cache is not None:
-        _check_alone(cache, {**others, "--weights": weights})
-        store = open_cache(cache)
+        place = parse_place(cache)
+        _check_alone(place, {**others, "--weights": weights})
+        store = open_cache(place)
         logits_NC, tar_rows = stored_logits(store, num_rows=samples), store.grid.max_rows
     elif data is None or not teacher or recipe is None:
         absent = ", ".join(name for name, value in others.items() if value is None)
         raise UsageError(f"Missing {absent}: give all of {', '.join(others)}, or a dense cache")
     else:
-        dataset, plan = load_dataset(data), load_recipe(recipe)
+        dataset, plan = load_dataset(parse_place(data)), load_recipe(recipe)
         network = teacher_given(given, dataset.num_classes).load(device)
         check_classes(dataset, plan, teacher=network, other_classes=teacher_classes is not None)
         source = dataset_source(dataset, plan)
@@ -112,7 +116,7 @@ def fidelity(
     _conclude(measured, budget, views=len(logits_NC), out=out, as_json=as_json)
 
 
-def _check_alone(cache: Path, others: dict[str, object]) -> None:
+def _check_alone(cache: Place, others: dict[str, object]) -> None:
     """Check that a cache is the only source of logits.
 
     Raises:

@@ -10,6 +10,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.fidelity import check_picture
 from kdcache.cli.output import give, human_bytes, say
+from kdcache.cli.places import DATA_HELP, PLACE
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import (
     Average,
@@ -26,6 +27,7 @@ from kdcache.cli.teachers import (
     teacher_given,
 )
 from kdcache.errors import UsageError
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from kdcache.precompute.probe import Probe
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
+    data: Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)],
     teacher: Teachers,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
     views: Annotated[
@@ -114,7 +116,7 @@ def plan(
     check_picture(out)
     wanted = _read_views(views, epochs, reuse=reuse, span_views=span_views)
     prices = Prices(gpu_price, storage_price, months)
-    dataset, loaded = load_dataset(data), load_recipe(recipe)
+    dataset, loaded = load_dataset(parse_place(data)), load_recipe(recipe)
     network = teacher_given(given, dataset.num_classes).load(device)
     num_classes = check_classes(
         dataset, loaded, teacher=network, other_classes=teacher_classes is not None

@@ -21,6 +21,7 @@ from kdcache.cli.limits import (
     settle_encoding,
 )
 from kdcache.cli.output import give, human_bytes, say
+from kdcache.cli.places import DATA_HELP, PLACE, absolute, path
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.reuse import (
     CatalogueOption,
@@ -47,6 +48,7 @@ from kdcache.cli.teachers import (
     teacher_given,
 )
 from kdcache.errors import UsageError
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from kdcache.cache.layout import Span
@@ -67,11 +69,13 @@ DEFAULT_BATCH = 256
 
 
 def precompute(
-    data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
+    data: Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)],
     teacher: Teachers,
     recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
     views: Annotated[int, typer.Option(min=1, max=1_000_000, help="Views of each image.")],
-    cache: Annotated[Path, typer.Option(help="Where the cache is, or will be.")],
+    cache: Annotated[
+        Path, typer.Option(parser=path, help="Where the cache is, or will be, on this disk.")
+    ],
     weights: Weights = None,
     shares: Shares = None,
     average: AverageOption = Average.logits,
@@ -175,7 +179,8 @@ def precompute(
     budget = read_budget(max_gradient_error, max_kl, max_bytes=max_bytes, temperature=temperature)
     check_auto(encoding, budget)
     part, reuse = read_slice(slice_text), reuse_given(given)
-    dataset, plan = load_dataset(data), load_recipe(recipe)
+    images = parse_place(data)
+    dataset, plan = load_dataset(images), load_recipe(recipe)
     store_there = open_cache(cache) if is_cache(cache) else None
     spec = teacher_given(given, dataset.num_classes, like=store_there)
     check_engine(engine, processes=processes, address=address, device=device)
@@ -241,7 +246,7 @@ def precompute(
         run = partial(run_inline, job, None if part is None else chosen)
     else:
         together = JobSpec(
-            data.absolute(), cache.absolute(), spec.absolute(), batch_size, skip_bad, workers
+            absolute(images), cache.absolute(), spec.absolute(), batch_size, skip_bad, workers
         )
         if engine is Engine.processes:
             run = partial(run_processes, together, devices, spans=chosen)

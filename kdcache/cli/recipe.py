@@ -7,6 +7,8 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import DATA_HELP, PLACE
+from kdcache.stores.location import parse_place
 
 RECIPE_HELP = "TOML file, or a preset: funmatch, consistent, mild, randaugment, centre."
 RecipeName = Annotated[str, typer.Argument(help=RECIPE_HELP)]
@@ -30,7 +32,7 @@ def show(preset: Annotated[str, typer.Argument(help="Name of the preset.")]) -> 
 @app.command()
 def preview(
     recipe: RecipeName,
-    data: Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")],
+    data: Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)],
     out: Annotated[Path, typer.Option(help="PNG to write.")],
     rows: Annotated[int, typer.Option(min=1, max=64, help="Images, from the tar's first.")] = 4,
     views: Annotated[int, typer.Option(min=1, max=64, help="Views of each, from the first.")] = 6,
@@ -54,9 +56,9 @@ def preview(
         raise UsageError(
             f"--out {out}: expected a name that ends in .png, in a folder that is there"
         )
-    source = dataset_source(load_dataset(data), load_recipe(recipe))
+    source = dataset_source(load_dataset(parse_place(data)), load_recipe(recipe))
     if tar >= source.num_tars:
-        raise UsageError(f"--tar {tar}: {data} has tars 0 to {source.num_tars - 1}")
+        raise UsageError(f"--tar {tar}: {source.dataset.root} has tars 0 to {source.num_tars - 1}")
     shown = range(min(rows, source.num_rows(tar)))
     sheet = draw_preview(source, tar=tar, rows=shown, views=range(first_view, first_view + views))
     write_whole(out, lambda partial: sheet.save(partial, "PNG"))

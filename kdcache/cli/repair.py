@@ -10,6 +10,7 @@ import typer
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath, finding_value
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import DATA_HELP, PLACE, path
 from kdcache.cli.running import run_visibly
 from kdcache.cli.teachers import (
     Average,
@@ -27,6 +28,7 @@ from kdcache.cli.teachers import (
 )
 from kdcache.cli.upkeep import copy_visibly
 from kdcache.errors import CorruptError, IncompleteError, UsageError
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,10 +44,13 @@ def repair(
     cache: CachePath,
     origins: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="A copy of the cache, or of a part; may be repeated."),
+        typer.Option(
+            "--from", parser=path, help="A copy of the cache, or of a part; may be repeated."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The images that the cache was made from.")
+        str | None,
+        typer.Option(metavar=PLACE, help=f"The images that the cache was made from. {DATA_HELP}"),
     ] = None,
     teacher: OptionalTeachers = None,
     weights: Weights = None,
@@ -99,7 +104,7 @@ def repair(
             return _give_repair(value, as_json=as_json)
     store = open_cache(cache, checked=False)
     check_copies(store, copies)
-    dataset = None if data is None else load_dataset(data)
+    dataset = None if data is None else load_dataset(parse_place(data))
     run = None
     if teacher and dataset is not None:
         made = teacher_given(given, store.info.num_classes, like=store)

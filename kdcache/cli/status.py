@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from kdcache.cli.caches import CachePath
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, human_time, say, table
 from kdcache.errors import UsageError
@@ -26,7 +27,7 @@ SHOWN = 5  # quarantined spans with their errors
 
 
 def status(
-    cache: Annotated[Path, typer.Argument(help="The cache.")],
+    cache: CachePath,
     watch: Annotated[
         float | None,
         typer.Option(

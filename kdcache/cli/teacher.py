@@ -1,13 +1,13 @@
 """kdcache teacher check."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import DATA_HELP, PLACE
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import (
     SPEC_HELP,
@@ -23,6 +23,7 @@ from kdcache.cli.teachers import (
     Weights,
     teacher_given,
 )
+from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from kdcache.models.teacher import Teacher
@@ -42,7 +43,7 @@ def check(
     teacher: Annotated[
         list[str], typer.Argument(metavar="SPEC", help=f"{SPEC_HELP}. Several are averaged.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder or dataset.json of images to measure on.")],
+    data: Annotated[str, typer.Option(metavar=PLACE, help=f"Images to measure on. {DATA_HELP}")],
     recipe: Annotated[
         str | None, typer.Option(help=f"What it is to be shown. {RECIPE_HELP}")
     ] = None,
@@ -75,7 +76,7 @@ def check(
     from kdcache.recipe.schema import load_recipe
     from kdcache.report.teachers import CheckOptions, report_teacher
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(parse_place(data))
     plan = None if recipe is None else load_recipe(recipe)
     network = teacher_given(given, dataset.num_classes).load(device)
     report = report_teacher(network, dataset, plan, CheckOptions(batch_size, samples, workers))

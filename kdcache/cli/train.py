@@ -8,6 +8,7 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import PANEL as TEACHER
 from kdcache.cli.teachers import (
@@ -26,6 +27,7 @@ from kdcache.cli.teachers import (
     triple,
 )
 from kdcache.cli.training import describe, train_visibly
+from kdcache.stores.location import Place, parse_place
 
 if TYPE_CHECKING:
     from kdcache.models.ensemble import TeacherSpec
@@ -68,7 +70,7 @@ class Direction(StrEnum):
     reverse = "reverse"
 
 
-Data = Annotated[Path, typer.Option(help="Folder or dataset.json of the images.")]
+Data = Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)]
 STUDENT_HELP = "torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, or package.module:factory."
 Student = Annotated[str, typer.Option(metavar="SPEC", help=STUDENT_HELP)]
 Channels = Annotated[
@@ -89,8 +91,12 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     epochs: Annotated[int, typer.Option(help="Epochs; each has another view.")],
     cache: Annotated[
-        list[Path] | None,
-        typer.Option(help="The teacher's targets; several, over the same views, are averaged."),
+        list[str] | None,
+        typer.Option(
+            metavar=PLACE,
+            help=f"The teacher's targets, {CACHE_HELP}; several, over the same views, are "
+            "averaged.",
+        ),
     ] = None,
     shares: Annotated[
         str | None,
@@ -117,10 +123,14 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="First weights, as far as they fit; a weights file.")
     ] = None,
-    val_data: Annotated[Path | None, typer.Option(help="Images to measure on.")] = None,
+    val_data: Annotated[
+        str | None, typer.Option(metavar=PLACE, help="Images to measure on.")
+    ] = None,
     val_cache: Annotated[
-        list[Path] | None,
-        typer.Option(help="Their targets: one centre view; of each teacher, or of one."),
+        list[str] | None,
+        typer.Option(
+            metavar=PLACE, help="Their targets: one centre view; of each teacher, or of one."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint.")
@@ -265,12 +275,12 @@ def train(
     config = make_config(**{n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
     spec = _teacher(given)
     plan = None if recipe is None else load_recipe(recipe)
-    caches, val_caches = cache or [], val_cache or []
+    caches, val_caches = map(_places, (cache, val_cache))
     sources = Sources(
-        data,
+        parse_place(data),
         cache=caches[0] if caches else None,
         recipe=plan,
-        val_data=val_data,
+        val_data=None if val_data is None else parse_place(val_data),
         val_cache=val_caches[0] if val_caches else None,
         init=init,
         teacher=spec,
@@ -297,6 +307,10 @@ def train(
             give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
 
 
+def _places(texts: list[str] | None) -> list[Place]:
+    return [parse_place(text) for text in texts or []]
+
+
 def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
     """Return how the teacher is loaded; what is not said is as the cache's was.
 
@@ -319,7 +333,7 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
             "--teacher: looks at views with --learn online, or makes those that a cache lacks with "
             "--write-through; add one of them"
         )
-    path = given["cache"][0] if given["cache"] else None
+    place = next(iter(_places(given["cache"])), None)
     own = {name: given[f"teacher_{name}"] for name in ("weights", "mean", "std", "precision")}
-    like = open_cache(path) if path is not None and is_cache(path) else None
+    like = open_cache(place) if place is not None and is_cache(place) else None
     return teacher_given({**given, **own, "compiled": False}, None, like=like)

@@ -8,6 +8,7 @@ import typer
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath, finding_value
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.places import path
 from kdcache.errors import CorruptError, IncompleteError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def extend(cache: CachePath, views: Views, as_json: Json = False) -> None:
 def merge(
     cache: CachePath,
     origins: Annotated[
-        list[Path], typer.Argument(metavar="FROM...", help="Caches that hold other spans of it.")
+        list[Path],
+        typer.Argument(parser=path, metavar="FROM...", help="Caches that hold other spans of it."),
     ],
     as_json: Json = False,
 ) -> None:
@@ -70,7 +72,7 @@ def merge(
 
 def cut(
     cache: CachePath,
-    out: Annotated[Path, typer.Argument(help="The new cache.")],
+    out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="The new cache.")],
     views: Annotated[int, typer.Option(min=1, help="Views that the new cache has: the first.")],
     first: Annotated[int, typer.Option("--from", min=0, help="First view that is copied.")] = 0,
     tars: Annotated[

@@ -1,6 +1,6 @@
 """Blocks of a dataset, read and rendered: what the batch job and the student's stream share."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ from kdcache.pixels.witness import LayerDigests
 from kdcache.recipe.parts import Role
 from kdcache.recipe.plan import Drawn, block_slices, draw_view
 from kdcache.recipe.schema import Recipe
+from kdcache.stores.ahead import Wanted
 
 GROUP_ROWS = 1024
 GROUPS_KEPT = 128
@@ -67,15 +68,31 @@ class BlockSource:
         Raises:
             DataError: a tar is missing or changed since it was indexed.
         """
+        return [
+            image
+            for file, part in self._runs(tar, rows)
+            for image in self.dataset.read_rows(file, part)
+        ]
+
+    def wanted(self, tar: int, rows: slice) -> list[Wanted]:
+        """Return what read asks a store for; nothing of local tars."""
+        if self.dataset.is_local:
+            return []
+        return [
+            wanted
+            for file, part in self._runs(tar, rows)
+            for wanted in self.dataset.wanted_rows(file, part)
+        ]
+
+    def _runs(self, tar: int, rows: slice) -> Iterator[tuple[int, slice]]:
+        """Yield the tars of the dataset that hold rows, and which of theirs they are."""
         places = self._places(tar, rows)
         held = np.searchsorted(self.dataset.starts, places, side="right") - 1
         cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(held) != 0)) + 1
-        images: list[bytes] = []
         for run in np.split(np.arange(len(places)), cuts):
             file = int(held[run[0]])
             first = int(places[run[0]] - self.dataset.starts[file])
-            images += self.dataset.read_rows(file, slice(first, first + len(run)))
-        return images
+            yield file, slice(first, first + len(run))
 
     def render(
         self,

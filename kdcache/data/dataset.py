@@ -7,13 +7,15 @@ their caches, changed images do not.
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.data.tars import read_images
+from kdcache.data.ranges import StoredTar, wanted_images
+from kdcache.data.tars import TarPath, read_images
 from kdcache.identity import digest
+from kdcache.stores.ahead import Wanted
+from kdcache.stores.location import Location, Place
 
 ROW = np.dtype(
     [
@@ -44,11 +46,12 @@ class TarEntry:
 class Dataset:
     """An ordered list of tars and their N samples, tar after tar; the arrays are read-only.
 
+    root: what the tars are below: a folder, or a location in a store, from which they are read.
     uids, contents: (N,), digests of keys and of image bytes. labels: (N,), -1 for none.
     offsets, sizes: (N,), where an image's bytes stand in its tar.
     """
 
-    root: Path
+    root: Place
     tars: tuple[TarEntry, ...]
     classes: tuple[str, ...] | None
     num_classes: int | None
@@ -81,9 +84,27 @@ class Dataset:
         """Return where a tar's samples stand in the arrays."""
         return slice(int(self.starts[tar]), int(self.starts[tar + 1]))
 
-    def tar_path(self, tar: int) -> Path:
-        """Return the path of a tar."""
-        return self.root / self.tars[tar].name
+    @property
+    def is_local(self) -> bool:
+        """Return whether the tars are on this machine."""
+        return not isinstance(self.root, Location)
+
+    def tar_path(self, tar: int) -> TarPath:
+        """Return where a tar is."""
+        name = self.tars[tar].name
+        return StoredTar(self.root, name) if isinstance(self.root, Location) else self.root / name
+
+    def wanted_rows(self, tar: int, rows: slice) -> list[Wanted]:
+        """Return what read_rows asks a store for; nothing of a local tar."""
+        path, own = self.tar_path(tar), self.rows(tar)
+        if not isinstance(path, StoredTar):
+            return []
+        return wanted_images(
+            path,
+            self.offsets[own][rows],
+            sizes=self.sizes[own][rows],
+            contents=self.contents[own][rows],
+        )
 
     def read_rows(self, tar: int, rows: slice) -> list[bytes]:
         """Return the image bytes of rows of a tar, counted from the tar's first.

@@ -6,6 +6,7 @@ Invariant: each file is replaced whole, and a pair that does not belong together
 import hashlib
 import io
 import os
+import posixpath
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdcache.data.dataset import COLUMNS, ROW, Dataset, TarEntry, tar_digest
 from kdcache.errors import CorruptError, DataError, UsageError
 from kdcache.files import write_whole
+from kdcache.stores.disk import Piece, read_piece
+from kdcache.stores.location import Location, Place, parse_place
+from kdcache.stores.store import Store
 
 FORMAT: Literal[1] = 1
 FILE_NAME = "dataset.json"
@@ -59,13 +63,16 @@ def save_dataset(dataset: Dataset, path: Path) -> None:
     np.savez(buffer, allow_pickle=False, **{name: getattr(dataset, name) for name in COLUMNS})
     data = buffer.getvalue()
     samples = path.with_suffix(".npz")
-    root = os.path.relpath(dataset.root.resolve(), path.parent.resolve())
+    if isinstance(dataset.root, Location):
+        root = str(dataset.root)  # without credentials
+    else:
+        root = Path(os.path.relpath(dataset.root.resolve(), path.parent.resolve())).as_posix()
     document = _Document(
         format=FORMAT,
         id=dataset.id,
         classes=dataset.classes,
         num_classes=dataset.num_classes,
-        root=Path(root).as_posix(),
+        root=root,
         tars=dataset.tars,
         samples=_Samples(file=samples.name, sha256=hashlib.sha256(data).hexdigest()),
     )
@@ -78,18 +85,20 @@ def save_dataset(dataset: Dataset, path: Path) -> None:
         raise UsageError(f"{path}: {error.strerror}; free space or name another folder") from error
 
 
-def load_dataset(path: Path) -> Dataset:
+def load_dataset(place: Place) -> Dataset:
     """Return the dataset saved in a folder or as a .json file; its tars are not read.
+
+    place: on disk or in a store. Tars of a dataset that is in a store are there, too; those of one
+    on disk are where it says, which may be a store.
 
     Raises:
         UsageError: there is none, or a newer kdcache wrote it.
         CorruptError: the files are damaged, or do not belong together.
         DataError: a tar's name leads out of the dataset's root.
     """
-    path = _json_path(path)
+    path = _json_place(place)
     document = _read_document(path)
-    if "\0" in document.root:
-        raise DataError(f"{path}: root {document.root!r} is no path; {_AGAIN}")
+    root = _root(path, document)
     for name in (document.samples.file, *(tar.name for tar in document.tars)):
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in name:
@@ -98,11 +107,11 @@ def load_dataset(path: Path) -> Dataset:
                 "take the dataset from a source that you trust, or run kdcache index again"
             )
     dataset = Dataset(
-        root=path.parent / document.root,
+        root=root,
         tars=document.tars,
         classes=document.classes,
         num_classes=document.num_classes,
-        **_read_columns(path.parent / document.samples.file, document),
+        **_read_columns(path.parent, document),
     )
     most, classes = int(dataset.labels.max(initial=-1)), document.classes
     counts = {len(classes)} if classes is not None else set()
@@ -125,9 +134,39 @@ def _json_path(path: Path) -> Path:
     return path if path.suffix == ".json" else path / FILE_NAME
 
 
-def _read_document(path: Path) -> _Document:
+def _json_place(place: Place) -> Place:
+    if isinstance(place, Location):
+        return place if place.name.endswith(".json") else place / FILE_NAME
+    return _json_path(place)
+
+
+def _root(path: Place, document: _Document) -> Place:
+    """Return what a dataset's tars are below.
+
+    Raises:
+        DataError: that is no path, or one of this disk that somebody else's document names.
+        UsageError: it is in an unknown kind of store.
+    """
+    text = document.root
+    if "\0" in text:
+        raise DataError(f"{path}: root {text!r} is no path; {_AGAIN}")
+    if "://" in text:
+        root = parse_place(text)
+        if isinstance(root, Location) or not isinstance(path, Location):
+            return root
+    elif not isinstance(path, Location):
+        return path.parent / text
+    elif not text.startswith("/"):
+        root = path.parent
+        for part in PurePosixPath(posixpath.normpath(text)).parts:
+            root = root.parent if part == ".." else root / part
+        return root
+    raise DataError(f"{path}: root {text!r} is not in a store, as the dataset is; {_AGAIN}")
+
+
+def _read_document(path: Place) -> _Document:
     try:
-        text = path.read_bytes()
+        text = _read(path)
     except FileNotFoundError:
         raise UsageError(
             f"{path}: missing; make it from tars with kdcache index {path.parent}, or from images "
@@ -149,14 +188,22 @@ def _read_document(path: Path) -> _Document:
         raise CorruptError(f"{path}: {where or 'text'}: {first['msg']}; {_AGAIN}") from error
 
 
-def _read_columns(path: Path, document: _Document) -> dict[str, NDArray[Any]]:
+def _read(path: Place) -> bytes:
+    return Store(path.parent).read(path.name) if isinstance(path, Location) else path.read_bytes()
+
+
+def _read_columns(folder: Place, document: _Document) -> dict[str, NDArray[Any]]:
+    path, sha256 = folder / document.samples.file, document.samples.sha256
     try:
-        data = path.read_bytes()
+        if isinstance(folder, Location):
+            data = _read_samples(folder, document.samples)
+        else:
+            data = (folder / document.samples.file).read_bytes()
     except OSError as error:
-        raise CorruptError(f"{path}: {error.strerror}; {_AGAIN}") from error
+        raise CorruptError(f"{path}: {error.strerror or 'missing'}; {_AGAIN}") from error
     found = hashlib.sha256(data).hexdigest()
-    if found != document.samples.sha256:
-        raise CorruptError(f"{path}: sha256 {found}, expected {document.samples.sha256}; {_AGAIN}")
+    if found != sha256:
+        raise CorruptError(f"{path}: sha256 {found}, expected {sha256}; {_AGAIN}")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in COLUMNS}
@@ -170,3 +217,19 @@ def _read_columns(path: Path, document: _Document) -> dict[str, NDArray[Any]]:
                 f"expected {ROW[name]} {shape}; {_AGAIN}"
             )
     return columns
+
+
+def _read_samples(root: Location, samples: _Samples) -> bytes:
+    """Return the rows of all samples, which are kept on this disk.
+
+    Raises:
+        FileNotFoundError: they are missing.
+        UsageError: the store refuses, or does not answer.
+    """
+    size = Store(root).size(samples.file)
+    if size is None:
+        raise FileNotFoundError(samples.file)
+    piece = Piece(root, samples.file, 0, size, samples.sha256)
+    return read_piece(
+        piece, is_right=lambda data: hashlib.sha256(data).hexdigest() == samples.sha256
+    )

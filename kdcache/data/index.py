@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from kdcache.data.dataset import COLUMNS, ROW, Dataset, TarEntry, tar_digest
 from kdcache.data.document import load_dataset, save_dataset
-from kdcache.data.tars import key_at, scan_tar
+from kdcache.data.ranges import StoredTar, find_stored_tars
+from kdcache.data.tars import TarPath, key_at, scan_tar
 from kdcache.errors import DataError, UsageError
 from kdcache.identity import sample_uid
+from kdcache.stores.location import Location, Place
+from kdcache.stores.store import Store
 
 __all__ = [
     "Dataset",
@@ -31,22 +34,26 @@ _REMEDY = "restore the tar, or run kdcache index again"
 _Rows = NDArray[np.void]  # of dtype ROW
 
 
-def find_tars(folder: Path) -> list[Path]:
-    """Return the tars below a folder, sorted by path.
+def find_tars(folder: Place) -> list[TarPath]:
+    """Return the tars below a folder, or a location of a store, sorted by path.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the store refuses, does not answer or cannot list.
     """
-    paths = sorted(path for path in folder.rglob("*.tar") if path.is_file())
+    paths: list[TarPath]
+    if isinstance(folder, Location):
+        paths = [*find_stored_tars(folder)]
+    else:
+        paths = [*sorted(path for path in folder.rglob("*.tar") if path.is_file())]
     if not paths:
         raise UsageError(f"{folder}: no *.tar below it; name the folder that holds the tars")
     return paths
 
 
 def build_index(
-    paths: Sequence[Path],
+    paths: Sequence[TarPath],
     *,
-    root: Path,
+    root: Place,
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
     label_field: str = "label",
@@ -75,7 +82,7 @@ def build_index(
         if num_classes is not None:
             _check_labels(path, rows, num_classes=num_classes)
         digest = tar_digest(rows["uids"], rows["contents"])
-        tars.append(TarEntry(name, len(rows), path.stat().st_size, digest))
+        tars.append(TarEntry(name, len(rows), _size(path), digest))
         tables.append(rows)
         if progress is not None:
             progress(1)
@@ -114,7 +121,17 @@ def check_dataset(dataset: Dataset, *, label_field: str = "label") -> None:
             )
 
 
-def _name_below(path: Path, root: Path) -> str:
+def _size(path: TarPath) -> int:
+    if isinstance(path, StoredTar):
+        return Store(path.root).size(path.name) or 0
+    return path.stat().st_size
+
+
+def _name_below(path: TarPath, root: Place) -> str:
+    if isinstance(path, StoredTar) or isinstance(root, Location):
+        if not isinstance(path, StoredTar) or path.root != root:
+            raise UsageError(f"{path}: expected a tar below {root}")
+        return path.name
     try:
         name = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()
         name.encode()
@@ -123,13 +140,13 @@ def _name_below(path: Path, root: Path) -> str:
     return name
 
 
-def _scan(path: Path, label_field: str) -> _Rows:
+def _scan(path: TarPath, label_field: str) -> _Rows:
     samples = scan_tar(path, label_field=label_field)
     rows = ((sample_uid(s.key), s.content, s.label, s.offset, s.size_bytes) for s in samples)
     return np.fromiter(rows, ROW)
 
 
-def _check_labels(path: Path, rows: _Rows, *, num_classes: int) -> None:
+def _check_labels(path: TarPath, rows: _Rows, *, num_classes: int) -> None:
     beyond = rows[rows["labels"] >= num_classes]
     if len(beyond):
         raise DataError(

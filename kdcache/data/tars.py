@@ -1,4 +1,4 @@
-"""Samples of a tar: streamed once for the index, or read at random.
+"""Samples of a tar, on disk or in a store: streamed once for the index, or read at random.
 
 Invariant: a tar is streamed to its end-of-archive block or refused, and an image that is read at
 random has the content digest of the index.
@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import DataError
+from kdcache.data.ranges import StoredFile, StoredTar, read_stored_images, stored_key_at
+from kdcache.errors import DataError, KdcacheError
 from kdcache.identity import content_digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -38,6 +39,8 @@ _COMPRESSED = {
 }
 _META = re.compile(r"__[^/]*__($|/)")
 _DIGITS = re.compile(rb"\s*\d{1,10}\s*")
+
+TarPath = Path | StoredTar
 
 _Parts = dict[str, tarfile.TarInfo]
 
@@ -68,9 +71,13 @@ class _TarFile(io.FileIO):
         rest = max(0, self.size_bytes - self.tell())
         return super().read(min(rest, max(0, size or 0))) or b""
 
-    def read_member(self, member: tarfile.TarInfo) -> bytes:
-        self.seek(member.offset_data)
-        return self.read(member.size)
+
+_Opened = _TarFile | StoredFile
+
+
+def _read_member(file: _Opened, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(member.size)
 
 
 def split_member(name: str) -> tuple[str, str] | None:
@@ -87,7 +94,7 @@ def split_member(name: str) -> tuple[str, str] | None:
     return key, extension.lower()
 
 
-def scan_tar(path: Path, *, label_field: str = "label") -> Iterator[ScannedSample]:
+def scan_tar(path: TarPath, *, label_field: str = "label") -> Iterator[ScannedSample]:
     """Yield a tar's samples in order, reading the tar once; those without image are left out.
 
     A label is the text of a `cls` member, or the entry `label_field` of a `json` member.
@@ -108,7 +115,7 @@ def scan_tar(path: Path, *, label_field: str = "label") -> Iterator[ScannedSampl
                 key=key,
                 offset=image.offset_data,
                 size_bytes=image.size,
-                content=content_digest(file.read_member(image)),
+                content=content_digest(_read_member(file, image)),
                 label=_label(file, parts, where=where, field=label_field),
             )
     if empty:
@@ -117,8 +124,10 @@ def scan_tar(path: Path, *, label_field: str = "label") -> Iterator[ScannedSampl
         )
 
 
-def key_at(path: Path, offset: int) -> str:
+def key_at(path: TarPath, offset: int) -> str:
     """Return the key of the image whose bytes begin at offset, or "offset N" if none is found."""
+    if isinstance(path, StoredTar):
+        return stored_key_at(path, offset)
     try:
         with _open(path) as file:
             for key, parts in _grouped(path, file):
@@ -130,7 +139,7 @@ def key_at(path: Path, offset: int) -> str:
 
 
 def read_images(
-    path: Path,
+    path: TarPath,
     offsets: NDArray[np.uint64],
     *,
     sizes: NDArray[np.uint32],
@@ -143,6 +152,8 @@ def read_images(
     Raises:
         DataError: the tar is missing, shorter, or holds other bytes there.
     """
+    if isinstance(path, StoredTar):
+        return read_stored_images(path, offsets, sizes=sizes, contents=contents)
     spans = [(int(offset), int(size)) for offset, size in zip(offsets, sizes, strict=True)]
     try:
         images = _read_spans(path, spans) if spans else []
@@ -175,21 +186,23 @@ def _read_spans(path: Path, spans: list[tuple[int, int]]) -> list[bytes]:
         os.close(descriptor)
 
 
-def _changed(path: Path, offset: int, *, reason: str) -> DataError:
+def _changed(path: TarPath, offset: int, *, reason: str) -> DataError:
     return DataError(
         f"{path}: {key_at(path, offset)}: {reason}; "
         "the tar changed since it was indexed: run kdcache index again"
     )
 
 
-def _open(path: Path) -> _TarFile:
+def _open(path: TarPath) -> _Opened:
+    if isinstance(path, StoredTar):
+        return StoredFile(path)
     try:
         return _TarFile(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; check the path of the tar") from error
 
 
-def _grouped(path: Path, file: _TarFile) -> Iterator[tuple[str, _Parts]]:
+def _grouped(path: TarPath, file: _Opened) -> Iterator[tuple[str, _Parts]]:
     """Yield each key with its members by extension."""
     seen = set()
     for key, run in itertools.groupby(_named(path, file), key=operator.itemgetter(0)):
@@ -205,14 +218,14 @@ def _grouped(path: Path, file: _TarFile) -> Iterator[tuple[str, _Parts]]:
         yield key, parts
 
 
-def _named(path: Path, file: _TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _named(path: TarPath, file: _Opened) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     for member in _members(path, file):
         name = None if member.isdir() else split_member(member.name)
         if name is not None:
             yield *name, member
 
 
-def _members(path: Path, file: _TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(path: TarPath, file: _Opened) -> Iterator[tarfile.TarInfo]:
     """Yield a tar's members, then require its end-of-archive block.
 
     tarfile takes a bad header after the first for the end, so the block at the end is read again.
@@ -229,11 +242,13 @@ def _members(path: Path, file: _TarFile) -> Iterator[tarfile.TarInfo]:
         file.seek(at)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("neither a member nor the end of the archive")
+    except KdcacheError:
+        raise
     except Exception as error:  # tarfile raises many kinds for bytes that are no tar
         raise _damaged(path, file, at=at, reason=str(error)) from error
 
 
-def _damaged(path: Path, file: _TarFile, *, at: int, reason: str) -> DataError:
+def _damaged(path: TarPath, file: _Opened, *, at: int, reason: str) -> DataError:
     file.seek(0)
     start = file.read(8)
     for magic, name in _COMPRESSED.items():
@@ -265,13 +280,13 @@ def _image(parts: _Parts, where: str) -> tarfile.TarInfo | None:
     return image
 
 
-def _label(file: _TarFile, parts: _Parts, *, where: str, field: str) -> int:
+def _label(file: _Opened, parts: _Parts, *, where: str, field: str) -> int:
     found: list[object] = []
     if "cls" in parts:
-        text = file.read_member(parts["cls"])
+        text = _read_member(file, parts["cls"])
         found.append(int(text) if _DIGITS.fullmatch(text) else text[:20])
     if "json" in parts:
-        value = _json_field(file.read_member(parts["json"]), where=where, field=field)
+        value = _json_field(_read_member(file, parts["json"]), where=where, field=field)
         found += [value] if value is not None else []
     labels: list[int] = []
     for label in found:

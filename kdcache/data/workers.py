@@ -6,16 +6,19 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from kdcache.errors import UsageError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.processes import end_with
+from kdcache.stores.disk import EvictedError
 
 PREFETCH = 4
 GRACE_S = 10.0
@@ -89,6 +92,51 @@ def _kill(children: set[multiprocessing.process.BaseProcess]) -> None:
         with suppress(RuntimeError):  # torch tells of their death, once
             child.kill()
             child.join()
+
+
+def load_brought(
+    dataset: Dataset[T],
+    requests: Iterable[tuple[Any, KdcacheError | None]],
+    *,
+    num_workers: int,
+    forked: bool,
+) -> Iterator[T | KdcacheError]:
+    """Return dataset[request] for each request, in order, where workers may read this disk alone.
+
+    requests: each with why what it needs was not brought here, if so, as ahead() yields them. What
+    is not here any more when a worker needs it, EvictedError, this process loads by itself.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    asked: deque[tuple[Any, KdcacheError | None]] = deque()
+
+    def noted() -> Iterator[Any]:
+        for pair in requests:
+            asked.append(pair)
+            yield pair[0]
+
+    loaded = load(dataset, noted(), num_workers=num_workers, forked=forked)
+    return _Brought(dataset, loaded, asked)
+
+
+class _Brought(Iterator[T | KdcacheError]):
+    """What workers loaded, or else this process. Keeps nothing, as _Loading."""
+
+    def __init__(
+        self,
+        dataset: Dataset[T],
+        loaded: Iterator[T],
+        asked: deque[tuple[Any, KdcacheError | None]],
+    ) -> None:
+        self._dataset, self._loaded, self._asked = dataset, loaded, asked
+
+    def __next__(self) -> T | KdcacheError:
+        item: T | KdcacheError = next(self._loaded)
+        request, error = self._asked.popleft()
+        if not isinstance(item, EvictedError):
+            return item
+        return self._dataset[request] if error is None else copy(error)
 
 
 class _Loading(Iterator[T]):

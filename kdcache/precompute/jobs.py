@@ -10,13 +10,14 @@ from kdcache.models.ensemble import TeacherSpec
 from kdcache.precompute.batching import fit_batch_size
 from kdcache.precompute.prepare import check_same, describe_cache
 from kdcache.precompute.span import Job
+from kdcache.stores.location import Place
 
 
 @dataclass(frozen=True)
 class JobSpec:
     """A job over a cache that is there. batch_size: None to find one; others as of Job."""
 
-    data: Path
+    data: Place
     cache: Path
     teacher: TeacherSpec
     batch_size: int | None

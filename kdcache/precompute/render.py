@@ -4,6 +4,7 @@ Workers write pixels into shared memory; what else is known of a block, its witn
 included, travels with it, so that this process only runs the teacher.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,9 +16,12 @@ from torch.utils.data import Dataset
 from kdcache.cache.layout import Grid, Span
 from kdcache.data.blocks import BlockSource
 from kdcache.data.ring import Ring, can_share
-from kdcache.data.workers import PREFETCH, load
+from kdcache.data.workers import PREFETCH, load, load_brought
 from kdcache.errors import KdcacheError
 from kdcache.pixels.witness import LayerDigests
+from kdcache.stores.ahead import Wanted, ahead
+
+AHEAD = 16  # blocks whose images are brought ahead; their spans are held meanwhile
 
 
 class BlockRequest(NamedTuple):
@@ -122,16 +126,9 @@ class BlockStream:
         Raises:
             UsageError: a worker died.
         """
-        asked: list[BlockRequest] = []
-        requests = self._requests(spans, asked)
-        loaded = load(
-            _Renderer(self._source, self._grid, self._ring),
-            requests,
-            num_workers=self._num_workers,
-            forked=self._ring is not None,
-        )
-        for block in loaded:
-            request = asked.pop(0)
+        asked: deque[BlockRequest] = deque()
+        for block in self._load(self._requests(spans), asked):
+            request = asked.popleft()
             if isinstance(block, SpanBlock) and block.pixels_GNHW3 is None:
                 assert self._ring is not None
                 assert request.slot is not None
@@ -144,11 +141,28 @@ class BlockStream:
         if self._ring is not None and request.slot is not None:
             self._ring.free(request.slot)
 
-    def _requests(self, spans: Iterable[Span], asked: list[BlockRequest]) -> Iterator[BlockRequest]:
+    def _load(
+        self, requests: Iterator[BlockRequest], asked: deque[BlockRequest]
+    ) -> Iterator[SpanBlock | KdcacheError]:
+        """Return the blocks of requests, each noted as asked, with a slot of the ring if free."""
+        renderer, forked = _Renderer(self._source, self._grid, self._ring), self._ring is not None
+
+        def slotted(request: BlockRequest) -> BlockRequest:
+            slot = None if self._ring is None else self._ring.take()
+            asked.append(request._replace(slot=slot))
+            return asked[-1]
+
+        if self._source.dataset.is_local:
+            ours = map(slotted, requests)
+            return load(renderer, ours, num_workers=self._num_workers, forked=forked)
+        brought = ((slotted(r), error) for r, error in ahead(requests, [self._wanted], depth=AHEAD))
+        return load_brought(renderer, brought, num_workers=self._num_workers, forked=forked)
+
+    def _wanted(self, request: BlockRequest) -> list[Wanted]:
+        return self._source.wanted(request.span.tar, slice(request.start, request.stop))
+
+    def _requests(self, spans: Iterable[Span]) -> Iterator[BlockRequest]:
         for span in spans:
             rows = self._source.blocks(span.tar)
             for part in rows:
-                slot = None if self._ring is None else self._ring.take()
-                request = BlockRequest(span, part.start, part.stop, part == rows[-1], slot)
-                asked.append(request)
-                yield request
+                yield BlockRequest(span, part.start, part.stop, part == rows[-1])

@@ -112,14 +112,14 @@ def stored_logits(cache: Cache, *, num_rows: int = SAMPLES) -> Tensor:
     info = cache.info
     if not isinstance(info.encoding, Dense):
         raise UsageError(
-            f"{cache.path}: its encoding is {info.encoding}, which does not hold every class; pass "
-            "a dense:f2 or dense:u1 cache, or --data, --teacher and --recipe"
+            f"{cache.place}: its encoding is {info.encoding}, which does not hold every class; "
+            "pass a dense:f2 or dense:u1 cache, or --data, --teacher and --recipe"
         )
     absent = set(cache.missing())
     spans = [span for span in cache.grid.spans() if span not in absent]
     tiles = [(span.tar, view) for span in spans for view in cache.grid.views(span)]
     if not tiles:
-        raise IncompleteError(f"{cache.path}: holds no views yet; run kdcache precompute again")
+        raise IncompleteError(f"{cache.place}: holds no views yet; run kdcache precompute again")
     parts: list[Tensor] = []
     found = 0
     for part in _stored_parts(cache, tiles, num_rows=num_rows):
@@ -128,7 +128,7 @@ def stored_logits(cache: Cache, *, num_rows: int = SAMPLES) -> Tensor:
         if found == num_rows:
             break
     if not found:
-        raise IncompleteError(f"{cache.path}: holds no usable row; kdcache inspect says how many")
+        raise IncompleteError(f"{cache.place}: holds no usable row; kdcache inspect says how many")
     return torch.cat(parts)
 
 

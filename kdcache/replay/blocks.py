@@ -1,6 +1,6 @@
 """One block of the stream, rendered in a worker: pixels, labels and targets, proven by witness."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
@@ -12,12 +12,14 @@ from torch.utils.data import Dataset
 
 from kdcache.cache.layers import explain_difference
 from kdcache.cache.store import Cache, Tile
+from kdcache.cache.wanted import wanted_record, wanted_tile
 from kdcache.data.blocks import BlockSource
 from kdcache.data.ring import Pool, Ring
 from kdcache.errors import CorruptError, DataError, KdcacheError, MismatchError
 from kdcache.recipe.plan import ViewParams
 from kdcache.replay.order import Block
 from kdcache.replay.targets import Targets
+from kdcache.stores.ahead import Stage, Wanted
 
 # What a view's target is: what the teacher saw there; the first view's; another view's.
 Pairing = Literal["replayed", "fixed", "independent"]
@@ -67,6 +69,32 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             return self._render(request)
         except KdcacheError as error:  # raised by the stream: a worker would bury it in a trace
             return error
+
+    @property
+    def stages(self) -> list[Stage[Request]]:
+        """Return what requests need of stores, one after the other; nothing where all is local."""
+        caches = () if self.targets is None else self.targets.caches
+        if not all(cache.is_local for cache in caches):
+            return [self._wanted_records, self._wanted]
+        return [] if self.source.dataset.is_local else [self._wanted]
+
+    def _wanted_records(self, request: Request) -> Iterator[Wanted]:
+        """Yield the commit records of a block's tiles."""
+        for cache, view in self._tiles(request):
+            yield from wanted_record(cache, request.block.tar, view)
+
+    def _wanted(self, request: Request) -> Iterator[Wanted]:
+        """Yield a block's images, tiles and witnesses, whose commit records are here."""
+        block, witness = request.block, request.prove and self.pairing == "replayed"
+        yield from self.source.wanted(block.tar, slice(block.start, block.stop))
+        for cache, view in self._tiles(request):
+            yield from wanted_tile(cache, block.tar, view, witness=witness)
+
+    def _tiles(self, request: Request) -> Iterator[tuple[Cache, int]]:
+        if self.targets is not None:
+            for view in request.views:
+                stored = self._stored(self.targets, view)
+                yield from ((cache, stored) for cache in self.targets.caches)
 
     def _render(self, request: Request) -> StreamedBlock:
         block, views, _, slot = request
@@ -122,8 +150,10 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
     def _tile(self, tar: int, view: int) -> Tile | None:
         if self.targets is None:
             return None
-        stored = 0 if self.pairing == "fixed" else view % self.targets.num_views
-        return self.targets.read(tar, stored)
+        return self.targets.read(tar, self._stored(self.targets, view))
+
+    def _stored(self, targets: Targets, view: int) -> int:
+        return 0 if self.pairing == "fixed" else view % targets.num_views
 
     def _fields(
         self, targets: Targets, request: Request, tiles: Sequence[Tile | None]
@@ -134,7 +164,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             assert tile is not None
             arrays = {n: f[block.start : block.stop].numpy() for n, f in tile.fields.items()}
             if not targets.format.in_range(arrays):
-                paths = ", ".join(str(cache.path) for cache in targets.caches)
+                paths = ", ".join(str(cache.place) for cache in targets.caches)
                 raise CorruptError(
                     f"{paths}: tar {block.tar}, view {view} names classes that the teacher has "
                     "not; run kdcache repair"
@@ -154,7 +184,7 @@ class BlockRenderer(Dataset[StreamedBlock | KdcacheError]):
             return
         reason = explain_difference(cache, self.source, cache.grid.span_of(block.tar, view))
         raise MismatchError(
-            f"{cache.path}: tar {block.tar}, view {view}, rows {block.start} to {block.stop - 1}: "
+            f"{cache.place}: tar {block.tar}, view {view}, rows {block.start} to {block.stop - 1}: "
             f"the pixels made here differ from those that the teacher saw; {reason}"
         )
 

@@ -160,7 +160,7 @@ def _check_views(targets: Targets, views: set[int]) -> None:
         if absent:
             named = sorted({v for s in absent for v in cache.grid.views(s)} & views)
             raise IncompleteError(
-                f"{cache.path}: views {_ranges(named)} are not computed for all tars "
+                f"{cache.place}: views {_ranges(named)} are not computed for all tars "
                 f"({len(absent)} spans, the first is {absent[0]}); run kdcache precompute again"
             )
 

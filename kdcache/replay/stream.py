@@ -15,15 +15,16 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from kdcache.data.ring import Pool, Ring, can_share
-from kdcache.data.workers import PREFETCH, load
-from kdcache.errors import MismatchError, UsageError
+from kdcache.data.workers import PREFETCH, load, load_brought
+from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch
-from kdcache.replay.blocks import BlockRenderer, Request
+from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock
 from kdcache.replay.cutter import Cutter
 from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
+from kdcache.stores.ahead import ahead
 
 
 @dataclass(frozen=True)
@@ -240,12 +241,7 @@ class ReplayStream(IterableDataset[Batch]):
         first, skip = self._place()
         shares, pool = can_share() or not self.options.num_workers, Pool()
         ring = Ring(self._ring_shape()) if shares else None
-        loaded = load(
-            replace(self._renderer, ring=ring),
-            self._all_requests(first, skip, ring),
-            num_workers=self.options.num_workers,
-            forked=ring is not None,
-        )
+        loaded = self._load(self._all_requests(first, skip), ring)
         for number_of_load in range(first, self.options.num_epochs // self.options.views_per_load):
             order = self._order(number_of_load)
             start = skip if number_of_load == first else 0
@@ -262,6 +258,21 @@ class ReplayStream(IterableDataset[Batch]):
                 done = number_of_load * order.num_batches + number + 1
                 self._epoch, self._batch = divmod(done, self.batches_per_epoch)
                 yield batch
+
+    def _load(
+        self, requests: Iterator[Request], ring: Ring | None
+    ) -> Iterator[StreamedBlock | KdcacheError]:
+        """Return the blocks of requests, each with a slot of the ring if one is free then."""
+        renderer, o = replace(self._renderer, ring=ring), self.options
+
+        def slotted(request: Request) -> Request:
+            return request._replace(slot=None if ring is None else ring.take())
+
+        if not renderer.stages:
+            asked = map(slotted, requests)
+            return load(renderer, asked, num_workers=o.num_workers, forked=ring is not None)
+        brought = ((slotted(r), error) for r, error in ahead(requests, renderer.stages))
+        return load_brought(renderer, brought, num_workers=o.num_workers, forked=ring is not None)
 
     @property
     def memory_bytes(self) -> int:
@@ -281,13 +292,12 @@ class ReplayStream(IterableDataset[Batch]):
         slots = lanes * held + max(PREFETCH * o.num_workers, 1)
         return slots, o.views_per_load, recipe.block, recipe.size, recipe.size, 3
 
-    def _all_requests(self, load: int, batch: int, ring: Ring | None) -> Iterator[Request]:
-        """Yield the requests from one batch of one load on, each with a slot if one is free."""
+    def _all_requests(self, load: int, batch: int) -> Iterator[Request]:
+        """Yield the requests from one batch of one load on."""
         for number in range(load, self.options.num_epochs // self.options.views_per_load):
             if self._before is not None:
                 self._before(self._views(number))
-            for request in self.requests(number, batch if number == load else 0):
-                yield request._replace(slot=None if ring is None else ring.take())
+            yield from self.requests(number, batch if number == load else 0)
 
     def requests(self, load: int, start: int) -> Iterator[Request]:
         """Yield the blocks that a load's batches from `start` on need, in the order of use."""

@@ -113,7 +113,7 @@ def join_targets(
 
 
 def _resolve(labels: LabelMap, cache: Cache) -> Mapping:
-    info, source = cache.info, f"{labels.file}, for {cache.path}"
+    info, source = cache.info, f"{labels.file}, for {cache.place}"
     if info.teacher.get("labels") == labels.id:
         raise UsageError(f"{source}: its targets are mapped by it already; leave --labels out")
     return resolve(labels, num_classes=info.num_classes, names=info.classes, source=source)
@@ -132,6 +132,6 @@ def _check_alike(first: Cache, other: Cache) -> None:
     for name, (found, expected) in pairs.items():
         if found != expected:
             raise MismatchError(
-                f"{other.path}: its {name} is {expected[:12]}, that of {first.path} is "
+                f"{other.place}: its {name} is {expected[:12]}, that of {first.place} is "
                 f"{found[:12]}; only caches of the same images, views and classes are averaged"
             )

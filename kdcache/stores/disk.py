@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,10 @@ class DiskCache:
         """Hold the folder's account: how many bytes all entries take."""
         with (self.folder / "used").open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield _Account(self, file.fileno())
+            try:
+                yield _Account(self, file.fileno())
+            finally:  # a process that was forked meanwhile has the file too, and would keep it
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     def evict(self, most_bytes: int) -> int:
         """Delete what was not used for longest until all take so many bytes; return what is left.
@@ -209,11 +212,17 @@ def disk_cache() -> DiskCache:
     return DiskCache(Path(folder), limit_bytes=int(float(found[1]) * 1000**power))
 
 
-def read_piece(piece: Piece) -> bytes:
+def _anything(data: bytes) -> bool:
+    del data
+    return True
+
+
+def read_piece(piece: Piece, *, is_right: Callable[[bytes], bool] = _anything) -> bytes:
     """Return a piece, from the disk cache or else from its store; then it is kept.
 
     A disk cache that is full or cannot be written keeps nothing, and stops nobody who can ask the
-    store.
+    store. is_right: whether bytes are the piece's. Where they are not, the store is asked once
+    more, and what comes then is returned, but kept only if it is right: so what is kept, is.
 
     Raises:
         FileNotFoundError, UsageError: as Store.read_range.
@@ -221,14 +230,20 @@ def read_piece(piece: Piece) -> bytes:
     """
     cache = disk_cache()
     data = cache.get(piece)
-    if data is None:
-        try:
+    if data is not None:
+        return data
+    try:
+        data = Store(piece.location).read_range(piece.name, piece.offset, piece.size_bytes)
+        right = is_right(data)
+        if not right:
             data = Store(piece.location).read_range(piece.name, piece.offset, piece.size_bytes)
-        except ForkedError as error:
-            raise EvictedError(
-                f"{piece.location / piece.name}: not on this disk any more; raise {LIMIT}, or name "
-                f"a folder with room in {FOLDER}"
-            ) from error
+            right = is_right(data)
+    except ForkedError as error:
+        raise EvictedError(
+            f"{piece.location / piece.name}: not on this disk any more; raise {LIMIT}, or name "
+            f"a folder with room in {FOLDER}"
+        ) from error
+    if right:
         with suppress(UsageError):
             cache.put(piece, data)
     return data

@@ -205,7 +205,10 @@ class Store:
         except Exception as error:  # obstore raises many kinds, whose texts may hold anything
             told = refused(where, error)
         told.__context__ = None  # which may hold credentials; raised here, it gets no other one
-        raise told
+        try:
+            raise told
+        finally:  # a frame that keeps its error keeps all callers' frames
+            del told, again
 
 
 def _whole(data: bytes, size_bytes: int) -> bytes:

@@ -219,17 +219,17 @@ def _check_recipe(config: TrainConfig, cache: Cache, recipe: Recipe | None) -> N
     own = cache.info.recipe
     if recipe is not None and recipe.id != own.id:
         raise MismatchError(
-            f"{cache.path}: made with recipe {own.id[:12]}, this run has {recipe.id[:12]}; leave "
+            f"{cache.place}: made with recipe {own.id[:12]}, this run has {recipe.id[:12]}; leave "
             "--recipe out, the cache holds its own"
         )
     if (config.learn == "function-matching") > (own.mix is not None):
         raise MismatchError(
-            f"{cache.path}: its views are not mixed, as function matching asks for; learn "
+            f"{cache.place}: its views are not mixed, as function matching asks for; learn "
             "consistent, or take a cache of a recipe with [mix]"
         )
     if (config.learn == "consistent") and own.mix is not None:
         raise MismatchError(
-            f"{cache.path}: its views are mixed: learn function-matching, or take a cache of a "
+            f"{cache.place}: its views are mixed: learn function-matching, or take a cache of a "
             "recipe without [mix]"
         )
 
@@ -255,7 +255,7 @@ def _validation(
     dataset, targets = load_dataset(sources.val_data), open_val_targets(sources, num_classes)
     if targets.format.num_classes != num_classes:
         raise MismatchError(
-            f"{targets.first.path}: has targets of {targets.format.num_classes} classes, the "
+            f"{targets.first.place}: has targets of {targets.format.num_classes} classes, the "
             f"student has {num_classes}; precompute validation targets with the same teacher"
         )
     options = StreamOptions(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.data.dataset import Dataset
@@ -14,6 +13,7 @@ from kdcache.models.teacher import Teacher
 from kdcache.precompute.prepare import describe_cache, prepare_cache
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.targets import Targets, join_targets
+from kdcache.stores.location import Location, Place
 from kdcache.student.config import TrainConfig
 from kdcache.student.world import World
 from kdcache.targets.combine import Average
@@ -26,25 +26,26 @@ REPLAYED = frozenset({"cache", "function-matching", "consistent"})
 class Sources:
     """Where a run's data lie.
 
-    data: folder or dataset.json of the images. cache: targets; None where none are stored. joined:
-    caches of other teachers over the same views, averaged with it. recipe: of the views, where they
-    are not the cache's. val_data, val_cache, val_joined: of validation; val_cache holds one view of
-    each image, which the student is measured on. shares, average: of the joined caches, as
-    join_targets takes them. labels: of the teachers' classes to the student's. init: first weights
-    of the student, as far as they fit. teacher: looks at views online, or makes those that the
-    cache lacks. views: of the cache that it is to make, where there is none.
+    data: folder or dataset.json of the images. cache: targets; None where none are stored. Both may
+    be in a store, and are then read in place. joined: caches of other teachers over the same views,
+    averaged with it. recipe: of the views, where they are not the cache's. val_data, val_cache,
+    val_joined: of validation; val_cache holds one view of each image, which the student is measured
+    on. shares, average: of the joined caches, as join_targets takes them. labels: of the teachers'
+    classes to the student's. init: first weights of the student, as far as they fit. teacher: looks
+    at views online, or makes those that the cache lacks. views: of the cache that it is to make,
+    where there is none.
     """
 
-    data: Path
-    cache: Path | None = None
+    data: Place
+    cache: Place | None = None
     recipe: Recipe | None = None
-    val_data: Path | None = None
-    val_cache: Path | None = None
+    val_data: Place | None = None
+    val_cache: Place | None = None
     init: Path | None = None
     teacher: TeacherSpec | None = None
     views: int | None = None
-    joined: tuple[Path, ...] = ()
-    val_joined: tuple[Path, ...] = ()
+    joined: tuple[Place, ...] = ()
+    val_joined: tuple[Place, ...] = ()
     shares: tuple[float, ...] | None = None
     average: Average = "logits"
     labels: LabelMap | None = None
@@ -99,10 +100,10 @@ def open_sources(config: TrainConfig, sources: Sources, world: World) -> Opened:
     return Opened(dataset, join_targets([cache]), teacher)
 
 
-def _join(sources: Sources, paths: Sequence[Path]) -> Targets:
+def _join(sources: Sources, places: Sequence[Place]) -> Targets:
     """Return what caches teach, averaged and mapped as the sources say."""
     return join_targets(
-        [open_cache(path) for path in paths],
+        [open_cache(place) for place in places],
         shares=sources.shares,
         average=sources.average,
         labels=sources.labels,
@@ -111,7 +112,13 @@ def _join(sources: Sources, paths: Sequence[Path]) -> Targets:
 
 def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cache:
     """Return the cache that the teacher writes to: the one there, or a new one."""
-    path, recipe, views = cast(Path, sources.cache), sources.recipe, sources.views
+    assert sources.cache is not None
+    path, recipe, views = sources.cache, sources.recipe, sources.views
+    if isinstance(path, Location):
+        raise UsageError(
+            f"{path}: --write-through writes to a cache on this disk; fetch it first with "
+            "kdcache fetch"
+        )
     encoding = None
     if is_cache(path):
         cache = open_cache(path)
@@ -134,7 +141,7 @@ def _written_cache(dataset: Dataset, teacher: Teacher, sources: Sources) -> Cach
 def open_val_targets(sources: Sources, num_classes: int) -> Targets:
     """Return the targets of validation: one cache's, or averaged as those of training are."""
     assert sources.val_cache is not None
-    caches = [open_cache(path) for path in (sources.val_cache, *sources.val_joined)]
+    caches = [open_cache(place) for place in (sources.val_cache, *sources.val_joined)]
     alike = len(caches) == 1 + len(sources.joined)
     if len(caches) > 1 and not alike:
         raise UsageError(

@@ -1,0 +1,173 @@
+"""The objects of a published cache, read where they lie: in a bucket, or behind HTTP.
+
+Invariant: what is there is what the manifest names, and what is read has the sha256 that it states,
+unless an object is read in part, which its reader proves. Nothing is written.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from kdcache.cache.published import MANIFEST, MAX_BYTES, Manifest, manifest_digest, parse_manifest
+from kdcache.errors import CorruptError, MismatchError, UsageError
+from kdcache.identity import read_json
+from kdcache.stores.ahead import Wanted, bring_all
+from kdcache.stores.disk import Piece
+from kdcache.stores.location import Location
+from kdcache.stores.store import Store
+
+CACHES, REFS = "caches", "refs"
+_ID = re.compile(r"[0-9a-f]{64}")
+_DAMAGED = (
+    "read once more, it is the same: ask who published it to publish it again, or use another copy"
+)
+
+
+class PublishedFolder:
+    """Objects below a location, by a manifest. Holds nothing open, so that it works after a fork.
+
+    required: the digest that whoever opened it asked the manifest to have; None for any.
+    """
+
+    def __init__(self, place: Location, manifest: Manifest, *, required: str | None) -> None:
+        self.place, self.manifest, self.required = place, manifest, required
+        self._folders: dict[str, list[str]] = {}
+        for name in manifest.objects:
+            folder, _, last = name.rpartition("/")
+            self._folders.setdefault(folder, []).append(last)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the manifest has an object."""
+        return name in self.manifest.objects
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the objects directly in a folder, sorted."""
+        return sorted(self._folders.get(folder, []))
+
+    def wanted(self, name: str) -> Wanted:
+        """Return a whole object as a piece.
+
+        Raises:
+            FileNotFoundError: the manifest has no such object.
+        """
+        entry = self.manifest.objects.get(name)
+        if entry is None:
+            raise FileNotFoundError(name)
+        piece = Piece(self.place, name, 0, entry.size_bytes, entry.sha256)
+        return Wanted(piece, lambda data: _sha256(data) == entry.sha256)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Bring those of the objects that are there to this disk, many at once."""
+        bring_all(self.wanted(name) for name in names if self.exists(name))
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes.
+
+        Raises:
+            FileNotFoundError: the manifest has no such object.
+            CorruptError: it is missing in the store, or other than the manifest says.
+            UsageError: the store refuses, or does not answer.
+            EvictedError: as read_piece.
+        """
+        wanted = self.wanted(name)
+        try:
+            data = wanted.read()
+        except FileNotFoundError:
+            raise self.lost(name) from None
+        if not wanted.is_right(data):
+            raise CorruptError(
+                f"{self.place / name}: its sha256 differs from the manifest's; {_DAMAGED}"
+            )
+        return data
+
+    def digest(self, name: str) -> dict[str, int | str]:
+        """Return the size and sha256 of an object as the store has it now, past this disk.
+
+        Raises:
+            CorruptError: it is missing.
+            UsageError: as read.
+        """
+        try:
+            data = Store(self.place).read(name)
+        except FileNotFoundError:
+            raise self.lost(name) from None
+        return {"size_bytes": len(data), "sha256": _sha256(data)}
+
+    def lost(self, name: str) -> CorruptError:
+        """Return what to raise where the store lacks an object of the manifest."""
+        return CorruptError(
+            f"{self.place / name}: missing, though the manifest names it; ask who published it to "
+            "publish it again"
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def open_published(place: Location, *, manifest: str | None = None) -> PublishedFolder:
+    """Return the objects of the published cache at CATALOGUE/caches/ID or CATALOGUE/refs/NAME.
+
+    manifest: sha256 that its manifest must have.
+
+    Raises:
+        UsageError: none is there, or the store refuses or does not answer.
+        CorruptError: its manifest is damaged, or of another cache.
+        MismatchError: its manifest has another sha256.
+    """
+    if place.parent.name == REFS:
+        place = _referred(place)
+    where = place / MANIFEST
+    try:
+        data = _small(place, MANIFEST)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{place}: no published cache here, it has no {MANIFEST}; name CATALOGUE/{CACHES}/ID "
+            f"or CATALOGUE/{REFS}/NAME, and see that kdcache publish has ended"
+        ) from None
+    if manifest is not None and manifest_digest(data) != manifest:
+        raise MismatchError(
+            f"{where}: sha256 {manifest_digest(data)[:12]}, expected {manifest[:12]}; it was "
+            "published anew meanwhile, or somebody changed it: look at it again"
+        )
+    found = parse_manifest(data, where=where)
+    if place.parent.name == CACHES and place.name != found.cache:
+        raise CorruptError(
+            f"{where}: the manifest of cache {found.cache[:12]}, expected {place.name[:12]}; ask "
+            "who published it to publish it again"
+        )
+    return PublishedFolder(place, found, required=manifest)
+
+
+def _small(place: Location, name: str) -> bytes:
+    """Return a small object as the store has it now.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        CorruptError: it is larger than any manifest.
+    """
+    store = Store(place)
+    size = store.size(name)
+    if size is None:
+        raise FileNotFoundError(name)
+    if size > MAX_BYTES:
+        raise CorruptError(f"{place / name}: {size} bytes, expected at most {MAX_BYTES}")
+    return store.read(name)
+
+
+def _referred(place: Location) -> Location:
+    """Return the cache that a ref names."""
+    catalogue, name = place.parent.parent, place.name.removesuffix(".json")
+    try:
+        data = _small(place.parent, f"{name}.json")
+    except FileNotFoundError:
+        raise UsageError(
+            f"{place}: no such ref; kdcache find {catalogue} lists what is there"
+        ) from None
+    try:
+        cache = str(read_json(data)["cache"])
+        if _ID.fullmatch(cache):
+            return catalogue / CACHES / cache
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise CorruptError(f"{place}: names no cache; set it again with kdcache ref")
