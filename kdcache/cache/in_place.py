@@ -7,16 +7,18 @@ unless an object is read in part, which its reader proves. Nothing is written.
 import hashlib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from kdcache.cache.published import MANIFEST, MAX_BYTES, Manifest, manifest_digest, parse_manifest
 from kdcache.errors import CorruptError, MismatchError, UsageError
+from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.stores.ahead import Wanted, bring_all
 from kdcache.stores.disk import Piece
-from kdcache.stores.location import Location
+from kdcache.stores.location import Location, Place
 from kdcache.stores.store import Store
 
-CACHES, REFS = "caches", "refs"
+CACHES, REFS, DOCUMENTS = "caches", "refs", "documents"
 _ID = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = (
     "read once more, it is the same: ask who published it to publish it again, or use another copy"
@@ -58,7 +60,7 @@ class PublishedFolder:
 
     def expect(self, names: Iterable[str]) -> None:
         """Bring those of the objects that are there to this disk, many at once."""
-        bring_all(self.wanted(name) for name in names if self.exists(name))
+        bring_all(self._ways(name)[0] for name in names if self.exists(name))
 
     def read(self, name: str) -> bytes:
         """Return an object's bytes.
@@ -69,16 +71,29 @@ class PublishedFolder:
             UsageError: the store refuses, or does not answer.
             EvictedError: as read_piece.
         """
-        wanted = self.wanted(name)
-        try:
-            data = wanted.read()
-        except FileNotFoundError:
-            raise self.lost(name) from None
-        if not wanted.is_right(data):
-            raise CorruptError(
+        problem = self.lost(name)
+        for wanted in self._ways(name):
+            try:
+                data = wanted.read()
+            except FileNotFoundError:
+                continue
+            if wanted.is_right(data):
+                return data
+            problem = CorruptError(
                 f"{self.place / name}: its sha256 differs from the manifest's; {_DAMAGED}"
             )
-        return data
+        raise problem
+
+    def _ways(self, name: str) -> list[Wanted]:
+        """Return the places where an object may be read, the best first.
+
+        At a document's name there may be a newer one, of somebody who is publishing more.
+        """
+        wanted = self.wanted(name)
+        if not is_document(name):
+            return [wanted]
+        kept = wanted.piece._replace(name=f"{DOCUMENTS}/{wanted.piece.version}")
+        return [Wanted(kept, wanted.is_right), wanted]
 
     def digest(self, name: str) -> dict[str, int | str]:
         """Return the size and sha256 of an object as the store has it now, past this disk.
@@ -99,6 +114,11 @@ class PublishedFolder:
             f"{self.place / name}: missing, though the manifest names it; ask who published it to "
             "publish it again"
         )
+
+
+def is_document(name: str) -> bool:
+    """Return whether an object grows with its cache: metadata, and the seal."""
+    return name.endswith("zarr.json") or name == "seal.json"
 
 
 def _sha256(data: bytes) -> str:
@@ -157,17 +177,43 @@ def _small(place: Location, name: str) -> bytes:
 
 def _referred(place: Location) -> Location:
     """Return the cache that a ref names."""
-    catalogue, name = place.parent.parent, place.name.removesuffix(".json")
     try:
-        data = _small(place.parent, f"{name}.json")
+        data = _small(place.parent, _ref_file(place.name))
     except FileNotFoundError:
         raise UsageError(
-            f"{place}: no such ref; kdcache find {catalogue} lists what is there"
+            f"{place}: no such ref; kdcache find {place.parent.parent} lists what is there"
         ) from None
+    return place.parent.parent / CACHES / _named(data, place)
+
+
+def local_path(path: Path) -> Path:
+    """Return the folder of a cache: a path as it is, or what it names if it is CATALOGUE/refs/NAME.
+
+    Raises:
+        CorruptError: the ref names no cache.
+    """
+    ref = path.with_name(_ref_file(path.name)) if path.parent.name == REFS else None
+    try:
+        data = None if ref is None else read_small(ref, most_bytes=MAX_BYTES)
+    except (OSError, ValueError):
+        data = None
+    return path if data is None else path.parents[1] / CACHES / _named(data, path)
+
+
+def _ref_file(name: str) -> str:
+    return f"{name.removesuffix('.json')}.json"
+
+
+def _named(data: bytes, place: Place) -> str:
+    """Return the id of the cache that a ref's bytes name.
+
+    Raises:
+        CorruptError: they name none.
+    """
     try:
         cache = str(read_json(data)["cache"])
         if _ID.fullmatch(cache):
-            return catalogue / CACHES / cache
+            return cache
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise CorruptError(f"{place}: names no cache; set it again with kdcache ref")

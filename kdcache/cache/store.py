@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader, PublishedChunks
-from kdcache.cache.in_place import PublishedFolder, open_published
+from kdcache.cache.in_place import PublishedFolder, local_path, open_published
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
 from kdcache.cache.limits import chunks_fit
@@ -100,7 +100,7 @@ def open_cache(
     """
     if isinstance(place, Location):
         return Cache(open_published(place, manifest=manifest), checked=checked)
-    path = place
+    path = local_path(place)
     if not is_cache(path):
         raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
     while True:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache.cache.in_place import CACHES, DOCUMENTS, REFS, is_document
 from kdcache.cache.published import (
     MANIFEST,
     MAX_BYTES,
@@ -33,8 +34,6 @@ from kdcache.sharing.together import together
 from kdcache.stores.location import Place, parse_place
 from kdcache.stores.store import Store
 
-CACHES, REFS = "caches", "refs"
-DOCUMENTS = "documents"
 SHOWN = 12  # digits of an id that people read
 CANDIDATES_SHOWN = 8
 MAX_SMALL_BYTES = 1 << 24  # of a ref or an envelope
@@ -115,14 +114,13 @@ class Published:
         """
         entry = self.entry(name, most_bytes=most_bytes)
         problem = "missing"
-        for stored in (name, f"{DOCUMENTS}/{entry.sha256}"):
+        kept = [f"{DOCUMENTS}/{entry.sha256}"] if is_document(name) else []
+        for stored in (name, *kept):
             data = self._read(stored, entry.size_bytes)
             if data is not None:
                 if sha256(data) == entry.sha256:
                     return data
                 problem = "its sha256 differs from the manifest's"
-            if name.startswith("commits/") or "/c/" in name:  # nothing but documents lies twice
-                break
         raise CorruptError(f"{self.place / name}: {problem}; {AGAIN}")
 
     def _read(self, name: str, size_bytes: int) -> bytes | None:

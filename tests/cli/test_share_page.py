@@ -1,4 +1,4 @@
-"""Claims of docs/how-to/share-a-cache.md: its commands run as they stand there, on the demo's cache."""
+"""Claims of docs/how-to/share-a-cache.md: its commands run as they stand, on the demo's cache."""
 
 import re
 import shlex
@@ -27,9 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
     shutil.copytree(ROOT / "pipelines/recipes", tmp_path / "pipelines/recipes")
-    demo.main(
-        seed=0, out=Path("build/demo"), epochs=1, teacher_epochs=2, views=256, num_workers=0
-    )
+    demo.main(seed=0, out=Path("build/demo"), epochs=1, teacher_epochs=2, views=256, num_workers=0)
     return tmp_path
 
 
