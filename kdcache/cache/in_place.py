@@ -38,6 +38,18 @@ class PublishedFolder:
             folder, _, last = name.rpartition("/")
             self._folders.setdefault(folder, []).append(last)
 
+    def check_cache(self, cache: str) -> None:
+        """Check that the manifest is of the cache that its objects are of.
+
+        Raises:
+            CorruptError: it is not.
+        """
+        if self.manifest.cache != cache:
+            raise CorruptError(
+                f"{self.place}: its attributes are of cache {cache[:12]}, its manifest of "
+                f"{self.manifest.cache[:12]}; ask who published it to publish it again"
+            )
+
     def exists(self, name: str) -> bool:
         """Return whether the manifest has an object."""
         return name in self.manifest.objects

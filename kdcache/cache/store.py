@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader, PublishedChunks
+from kdcache.cache.encode import encode_span
 from kdcache.cache.in_place import PublishedFolder, local_path, open_published
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
@@ -43,22 +44,13 @@ from kdcache.cache.metadata import (
     to_text,
 )
 from kdcache.cache.objects import MOST_BYTES, Folder, Objects
-from kdcache.cache.shard import (
-    Place,
-    checksum,
-    decode_tile,
-    encode_tile,
-    join_chunks,
-    with_checksum,
-    without_checksum,
-)
+from kdcache.cache.shard import decode_tile, without_checksum
 from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
 from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.recipe.parts import Role
-from kdcache.stores import location
-from kdcache.stores.location import Location
+from kdcache.stores.location import Location, Place
 from kdcache.targets.fidelity import Fidelity
 from kdcache.targets.packed import Arrays
 from kdcache.targets.target import Fields
@@ -74,7 +66,7 @@ class Tile:
     usable: NDArray[np.bool_]
 
 
-def is_cache(place: location.Place) -> bool:
+def is_cache(place: Place) -> bool:
     """Return whether a Zarr group stands at a path, or a cache that has lost its root document.
 
     At a location there is one, or opening it says what is wrong.
@@ -85,9 +77,7 @@ def is_cache(place: location.Place) -> bool:
     return (path / ROOT).is_file() or (path / array_document("rows")).is_file()
 
 
-def open_cache(
-    place: location.Place, *, checked: bool = True, manifest: str | None = None
-) -> "Cache":
+def open_cache(place: Place, *, checked: bool = True, manifest: str | None = None) -> "Cache":
     """Return the cache at a path, or the published one at a location, to be read in place.
 
     checked: False leaves it to problems() to find damaged metadata. manifest: sha256 that the
@@ -146,19 +136,12 @@ class Cache:
             self.chunks = ChunkReader(str(objects.path))
         else:
             self.chunks = PublishedChunks(objects)
-            self._check_manifest(objects)
+            objects.check_cache(self.info.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self.objects, Folder):
             return (open_cache, (self.place,))
         return (partial(open_cache, manifest=self.objects.required), (self.place,))
-
-    def _check_manifest(self, objects: PublishedFolder) -> None:
-        if objects.manifest.cache != self.info.id:
-            raise CorruptError(
-                f"{self.place}: its attributes are of cache {self.info.id[:12]}, its manifest of "
-                f"{objects.manifest.cache[:12]}; ask who published it to publish it again"
-            )
 
     @property
     def is_local(self) -> bool:
@@ -343,12 +326,8 @@ class Cache:
                 f"left of it, or {REPAIR} --from a sound copy"
             )
         views = self.grid.views(span)
-        data, tiles = self._encode(fields, len(views))
-        for name, witness in zip(self.info.witnesses, witnesses, strict=True):
-            blocks = np.zeros((len(views), self.grid.blocks), "<u8")
-            blocks[:, : witness.shape[1]] = witness
-            data[name] = with_checksum(blocks.tobytes())
-            tiles[name] = (Place(0, len(data[name]), checksum(blocks.tobytes())),)
+        named = dict(zip(self.info.witnesses, witnesses, strict=True))
+        data, tiles = encode_span(fields, named, specs=self.info.specs, grid=self.grid)
         objects = {name: data[array] for array, name in self.object_names(span).items()}
         try:
             self.folder.write(objects)
@@ -370,24 +349,6 @@ class Cache:
         except OSError as error:
             raise self.cannot_write(f"span {span}", error) from error
         return commit
-
-    def _encode(
-        self, fields: Arrays, num_views: int
-    ) -> tuple[dict[str, bytes], dict[str, tuple[Place, ...]]]:
-        """Return a span's shards, and where their chunks stand, by array."""
-        tiles = [
-            encode_tile(
-                {name: array[view] for name, array in fields.items()},
-                self.info.specs,
-                num_rows=self.grid.max_rows,
-            )
-            for view in range(num_views)
-        ]
-        joined = {s.name: join_chunks([tile[s.name] for tile in tiles]) for s in self.info.specs}
-        return (
-            {name: shard for name, (shard, _) in joined.items()},
-            {name: places for name, (_, places) in joined.items()},
-        )
 
     def _unusable(self, fields: Arrays) -> tuple[int, ...]:
         first = {name: array[0] for name, array in fields.items()}

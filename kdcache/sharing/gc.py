@@ -8,17 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdcache.cache.in_place import DOCUMENTS
 from kdcache.cache.manifest import COMMITS
 from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, SIGNATURE
 from kdcache.errors import CorruptError
 from kdcache.identity import read_json
-from kdcache.sharing.catalogue import (
-    DOCUMENTS,
-    Catalogue,
-    Published,
-    cache_name,
-    ref_name,
-)
+from kdcache.sharing.catalogue import Catalogue, Published, cache_name, ref_name
 from kdcache.sharing.describing import CROISSANT, README
 from kdcache.sharing.names import check_writable, update_index
 from kdcache.stores.store import Entry

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kdcache.cache.in_place import CACHES
 from kdcache.cache.inventory import published_spans
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.published import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, parse_manifest
 from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.models.hub import PATIENCE_S
-from kdcache.sharing.catalogue import CACHES, Catalogue, Published
+from kdcache.sharing.catalogue import Catalogue, Published
 from kdcache.sharing.describing import descriptions
 from kdcache.sharing.hub_store import KIND, HubStore, check_name, hushed, refusal
 from kdcache.sharing.settle import basis_of

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kdcache.cache.in_place import CACHES, DOCUMENTS
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import Span, span_named
 from kdcache.cache.manifest import COMMITS
@@ -17,15 +18,7 @@ from kdcache.cache.metadata import ROOT, Document
 from kdcache.cache.published import CONTRIBUTIONS, MANIFEST, Licences, Manifest, parse_manifest
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.identity import read_json
-from kdcache.sharing.catalogue import (
-    AGAIN,
-    CACHES,
-    DOCUMENTS,
-    Catalogue,
-    Published,
-    cache_name,
-    sha256,
-)
+from kdcache.sharing.catalogue import AGAIN, Catalogue, Published, cache_name, sha256
 from kdcache.sharing.draft import ROWS, Basis, Draft, draft, make_manifest
 from kdcache.sharing.together import together
 from kdcache.stores.location import Place
