@@ -77,11 +77,12 @@ class Reuse:
         if not self.publishes:
             return None
         from kdcache.sharing.names import check_writable
-        from kdcache.sharing.owners import check_licences
+        from kdcache.sharing.owners import check_licences, licences_there
 
         check_writable(self.catalogue)
         try:
-            return check_licences(info.licences, {}, unknown=self.licence_unknown)
+            there = licences_there(self.catalogue, info.id)
+            return check_licences(info.licences, {}, there=there, unknown=self.licence_unknown)
         except UsageError as error:
             raise UsageError(
                 f"--publish: {error} (here: --data-licence, --weights-licence, --output-licence)"

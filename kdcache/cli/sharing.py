@@ -71,13 +71,14 @@ def publish(
     from kdcache.cache.store import open_cache
     from kdcache.sharing.catalogue import open_catalogue
     from kdcache.sharing.keys import load_signer
-    from kdcache.sharing.owners import check_licences
+    from kdcache.sharing.owners import check_licences, licences_there
 
     store = open_cache(cache)
     given = {"data": licence_data, "weights": licence_weights, "output": licence_output}
-    licences = check_licences(store.info.licences, given, unknown=licence_unknown)
-    signer = None if sign is None else load_signer(sign)
     place = open_catalogue(catalogue, create=True)
+    there = licences_there(place, store.info.id)
+    licences = check_licences(store.info.licences, given, there=there, unknown=licence_unknown)
+    signer = None if sign is None else load_signer(sign)
     sent = publish_visibly(store, place, licences, who=who, ref=ref, signer=signer, again=again)
     give(
         published_value(sent),

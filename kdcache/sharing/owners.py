@@ -4,9 +4,11 @@ import getpass
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from kdcache.cache.published import Licences
-from kdcache.errors import UsageError
+from kdcache.errors import CorruptError, UsageError
+from kdcache.sharing.catalogue import Catalogue
 from kdcache.sharing.licences import UNKNOWN, check_licence
 
 WHO = "KDCACHE_WHO"  # of the environment
@@ -37,19 +39,39 @@ def _account() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+def licences_there(catalogue: Catalogue, cache: str) -> dict[str, str | None]:
+    """Return the licences with which a cache is published; none if it is not.
+
+    Raises:
+        UsageError: the store refuses, or does not answer.
+    """
+    if isinstance(catalogue.place, Path) and not catalogue.place.exists():
+        return {}
+    try:
+        found = catalogue.find(cache)
+    except CorruptError:
+        return {}  # which publishing mends
+    return {} if found is None else found.manifest.licences.model_dump()
+
+
 def check_licences(
-    found: Mapping[str, str | None], given: Mapping[str, str | None], *, unknown: bool
+    found: Mapping[str, str | None],
+    given: Mapping[str, str | None],
+    *,
+    there: Mapping[str, str | None],
+    unknown: bool,
 ) -> Licences:
     """Return the licences of a cache's data, weights and output, as SPDX writes them.
 
-    found: what the cache says; given: what its publisher says instead. unknown: they may be.
+    found: what the cache says; given: what its publisher says instead; there: with which it is
+    published, of those that neither says. unknown: they may be.
 
     Raises:
         UsageError: one is no SPDX expression, or is missing.
     """
     checked: dict[str, str | None] = {}
     for part in PARTS:
-        text = given.get(part) or found.get(part)
+        text = given.get(part) or found.get(part) or there.get(part)
         option = f"--licence-{part}"
         if not given.get(part) and text:
             option = f"the {part} licence that the cache has (give {option} instead)"
