@@ -41,7 +41,7 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import MOST_BYTES, Folder
+from kdcache.cache.objects import Folder
 from kdcache.cache.shard import (
     Place,
     checksum,
@@ -53,7 +53,6 @@ from kdcache.cache.shard import (
 )
 from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
-from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.recipe.parts import Role
 from kdcache.targets.fidelity import Fidelity
@@ -96,8 +95,8 @@ def open_cache(path: Path, *, checked: bool = True) -> "Cache":
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return read_small(path, most_bytes=MOST_BYTES)
-    except (OSError, ValueError):
+        return Folder(path.parent).read(path.name)
+    except (OSError, CorruptError, UsageError):
         return None
 
 
