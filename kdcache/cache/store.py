@@ -43,11 +43,10 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import MOST_BYTES, Folder, Objects
+from kdcache.cache.objects import Folder, Objects
 from kdcache.cache.shard import decode_tile, without_checksum
 from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
-from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.recipe.parts import Role
 from kdcache.stores.location import Location, Place
@@ -104,8 +103,8 @@ def open_cache(place: Place, *, checked: bool = True, manifest: str | None = Non
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return read_small(path, most_bytes=MOST_BYTES)
-    except (OSError, ValueError):
+        return Folder(path.parent).read(path.name)
+    except (OSError, CorruptError, UsageError):
         return None
 
 

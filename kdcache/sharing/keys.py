@@ -89,6 +89,7 @@ def make_key(path: Path, *, name: str) -> str:
     )
     text = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.path.lexists(beside):
             raise FileExistsError
         _write_new(path, text, mode=0o600)
@@ -104,7 +105,9 @@ def make_key(path: Path, *, name: str) -> str:
             "choose another name"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot write a key: {error.strerror}") from error
+        raise UsageError(
+            f"{path}: cannot write a key: {error.strerror}; name another file"
+        ) from error
     return public.id
 
 

@@ -190,10 +190,10 @@ def _doubt(envelope: Envelope, trusted: TrustedKeys) -> str:
             f"signed, was changed; do not use the cache; {_AGAIN}"
         )
     shown = ", ".join(_shown(name)[:16] for name in list(envelope.signatures)[:4])
-    have = f"{len(trusted.keys)} trusted keys" if trusted.keys else "no trusted keys"
     return (
-        f"signed with key {shown}, none of the {have} in {trusted.source}; if you know whose "
-        "it is, get the .pub file from them and run kdcache keys trust"
+        f"signed with key {shown}, none of the {len(trusted.keys)} trusted keys in "
+        f"{trusted.source}; if you know whose it is, get the .pub file from them and run kdcache "
+        "keys trust"
     )
 
 

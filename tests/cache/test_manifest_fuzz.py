@@ -109,6 +109,8 @@ def test_a_name_that_passes_is_a_plain_path_below_the_cache(name: str) -> None:
 def test_a_manifest_without_one_of_its_objects_is_refused(name: str) -> None:
     if name == "seal.json":
         return  # only what is complete is sealed
+    if name.startswith("contributions/"):
+        return  # who contributed stands in the manifest itself
     refused(changed(lambda body: body["objects"].pop(name)), "object|record|too few")
 
 
@@ -222,9 +224,9 @@ LOOSE = [
     (put(("dataset", "id"), "0" * 64), "other ids"),
     (put(("teacher", "id"), "0" * 64), "other ids"),
     (put(("recipe", "text", "seed"), 6), "other ids"),
-    (put(("spans",), 3), "3 spans and 1 contributions, but the records of 4 and 1"),
+    (put(("spans",), 3), "3 spans, but the records of 4"),
     (put(("spans",), 5), "5 spans"),
-    (put(("contributions",), []), "0 contributions, but the records of 4 and 1"),
+    (put(("contributions",), []), "1 contributions, of which it does not tell"),
     (put(("views",), 2), "outside"),
     (put(("views",), 5), "5 views in spans of 2"),
     (put(("views",), 0), "0 views"),
