@@ -18,11 +18,8 @@ from kdcache.stores.ahead import Wanted
 from kdcache.stores.disk import Piece
 
 _REPAIR = "run kdcache repair"
-<<<<<<< HEAD
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in an object's place is not waited for
 _AGAIN = "ask who published it to publish it again, or use another copy"
-=======
->>>>>>> trust
 
 
 class ChunkReader:
@@ -73,7 +70,6 @@ def _compare(
     if size != expected:
         raise CorruptError(f"{path}: damaged: {size} bytes, {expected} committed; {_REPAIR}")
     end = places[-1].offset + places[-1].size_bytes
-<<<<<<< HEAD
     if is_shard:
         index = shard_index(places)
         if os.pread(file, len(index) + 1, end) != index:
@@ -123,7 +119,3 @@ class PublishedChunks:
                 f"record's, and did when it was read once more; {_AGAIN}"
             )
         return chunk
-=======
-    if is_shard and os.pread(file, 16 * len(places) + 5, end) != shard_index(places):
-        raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")
->>>>>>> trust

@@ -100,6 +100,8 @@ def make_key(path: Path, *, name: str) -> str:
             raise
         sync(path.parent)
     except FileExistsError:
+        if not path.parent.is_dir():
+            raise UsageError(f"{path.parent}: is no folder; name another file") from None
         raise UsageError(
             f"{path}: it, or {beside.name}, is there already, and keys are never overwritten; "
             "choose another name"

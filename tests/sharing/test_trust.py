@@ -105,7 +105,7 @@ def test_an_unknown_key_is_named_and_the_next_step(trusted: TrustedKeys) -> None
     with pytest.raises(UntrustedError, match=words):
         check(sign(MANIFEST_BYTES, stranger), trusted)
     nobody = TrustedKeys(Path("nowhere"), {})
-    with pytest.raises(UntrustedError, match="none of the no trusted keys in nowhere"):
+    with pytest.raises(UntrustedError, match="none of the 0 trusted keys in nowhere"):
         check(sign(MANIFEST_BYTES, stranger), nobody)
 
 

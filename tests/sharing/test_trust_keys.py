@@ -66,9 +66,15 @@ def test_a_key_overwrites_nothing(tmp_path: Path, there: str, kind: str) -> None
     assert kind == "dangling" or path.read_text() == "mine"
 
 
-def test_a_key_in_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write a key: No such file"):
-        make_key(tmp_path / "none" / "key", name="Me")
+def test_the_folder_of_a_key_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    make_key(tmp_path / "keys" / "key", name="Me")
+    assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_key_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file: is no folder; name another file"):
+        make_key(tmp_path / "file" / "key", name="Me")
 
 
 @pytest.mark.parametrize(
