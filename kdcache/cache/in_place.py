@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kdcache.cache.published import MANIFEST, MAX_BYTES, Manifest, manifest_digest, parse_manifest
-from kdcache.errors import CorruptError, MismatchError, UsageError
+from kdcache.errors import CorruptError, KdcacheError, MismatchError, UsageError
 from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.stores.ahead import Wanted, bring_all
@@ -72,7 +72,7 @@ class PublishedFolder:
 
     def expect(self, names: Iterable[str]) -> None:
         """Bring those of the objects that are there to this disk, many at once."""
-        bring_all(self._ways(name)[0] for name in names if self.exists(name))
+        bring_all(self.wanted(name) for name in names if self.exists(name))
 
     def read(self, name: str) -> bytes:
         """Return an object's bytes.
@@ -83,11 +83,14 @@ class PublishedFolder:
             UsageError: the store refuses, or does not answer.
             EvictedError: as read_piece.
         """
-        problem = self.lost(name)
+        problem: KdcacheError = self.lost(name)
         for wanted in self._ways(name):
             try:
                 data = wanted.read()
             except FileNotFoundError:
+                continue
+            except UsageError as error:  # it may be shorter than the manifest says
+                problem = error
                 continue
             if wanted.is_right(data):
                 return data
@@ -97,7 +100,7 @@ class PublishedFolder:
         raise problem
 
     def _ways(self, name: str) -> list[Wanted]:
-        """Return the places where an object may be read, the best first.
+        """Return the places where an object may be read.
 
         At a document's name there may be a newer one, of somebody who is publishing more.
         """
@@ -105,7 +108,7 @@ class PublishedFolder:
         if not is_document(name):
             return [wanted]
         kept = wanted.piece._replace(name=f"{DOCUMENTS}/{wanted.piece.version}")
-        return [Wanted(kept, wanted.is_right), wanted]
+        return [wanted, Wanted(kept, wanted.is_right)]
 
     def digest(self, name: str) -> dict[str, int | str]:
         """Return the size and sha256 of an object as the store has it now, past this disk.
