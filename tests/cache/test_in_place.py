@@ -87,6 +87,21 @@ def test_a_ref_that_names_no_cache_is_refused(lent: Lent, text: str) -> None:
         open_cache(lent.server.location / "refs/photos")
 
 
+def test_a_ref_names_a_cache_of_a_folder_too(lent: Lent) -> None:
+    lent.put("refs/photos.json", json.dumps({"cache": lent.local.info.id}).encode())
+    assert open_cache(lent.server.root / "refs/photos").path == lent.path
+
+
+@pytest.mark.parametrize("text", [b"{}", b"{}" + b" " * 100_000], ids=["shorter", "longer"])
+def test_a_document_that_somebody_replaces_is_read_by_its_digest(lent: Lent, text: bytes) -> None:
+    data = (lent.path / "zarr.json").read_bytes()
+    (lent.path / "zarr.json").write_bytes(text)
+    with pytest.raises((CorruptError, UsageError), match=r"zarr\.json"):
+        open_cache(lent.place)
+    lent.put(f"{lent.path.relative_to(lent.server.root)}/documents/{manifest_digest(data)}", data)
+    assert open_cache(lent.place).info == lent.local.info
+
+
 def test_what_is_not_there_is_said(lent: Lent) -> None:
     with pytest.raises(UsageError, match="refs/none: no such ref; kdcache find http://127"):
         open_cache(lent.server.location / "refs/none")
