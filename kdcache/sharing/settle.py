@@ -31,6 +31,7 @@ from kdcache.sharing.together import together
 from kdcache.stores.location import Place
 
 ROUNDS = 32
+MAX_SPANS = 10_000_000  # which are counted one by one
 LAID_OUT = ("span_views", "max_rows")  # of the grid: what spans of one cache must agree in
 
 Describe = Callable[[Manifest, Document], dict[str, bytes]]
@@ -98,15 +99,22 @@ def basis_of(published: Published) -> Basis:
         attributes = dict(document["attributes"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptError(f"{where}: damaged: {error}; {AGAIN}") from None
-    if read_attributes(attributes, source=where).info.id != published.id:
+    described, manifest = read_attributes(attributes, source=where), published.manifest
+    grid = described.grid
+    if described.info.id != published.id or grid.num_views != manifest.views:
         raise CorruptError(f"{where}: of another cache than its manifest; {AGAIN}")
-    objects, samples = published.manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
+    if grid.num_tars * (grid.num_views // grid.span_views) > MAX_SPANS:
+        raise CorruptError(
+            f"{where}: {grid.num_views} views of {grid.num_tars} tars in spans of "
+            f"{grid.span_views}: more than {MAX_SPANS} spans are in no published cache"
+        )
+    objects, samples = manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
     return Basis(
         attributes=attributes,
-        views=published.manifest.views,
+        views=manifest.views,
         rows=published.read(ROWS),
         samples={name: entry for name, entry in objects.items() if name.startswith(samples)},
-        licences=published.manifest.licences,
+        licences=manifest.licences,
     )
 
 
