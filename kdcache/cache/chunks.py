@@ -13,6 +13,7 @@ from kdcache.cache.shard import Place, shard_index, stated_checksum
 from kdcache.errors import CorruptError
 
 _REPAIR = "run kdcache repair"
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in an object's place is not waited for
 
 
 class ChunkReader:
@@ -33,7 +34,7 @@ class ChunkReader:
             raise CorruptError(f"{path}: its commit record does not tell of it; {_REPAIR}")
         place = places[position]
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, _FLAGS)
         except OSError as error:
             raise unreadable(path, error) from None
         try:
@@ -62,5 +63,7 @@ def _compare(
     if size != expected:
         raise CorruptError(f"{path}: damaged: {size} bytes, {expected} committed; {_REPAIR}")
     end = places[-1].offset + places[-1].size_bytes
-    if is_shard and os.pread(file, size, end) != shard_index(places):
-        raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")
+    if is_shard:
+        index = shard_index(places)
+        if os.pread(file, len(index) + 1, end) != index:
+            raise CorruptError(f"{path}: damaged: its index differs; {_REPAIR}")

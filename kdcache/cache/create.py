@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.info import CacheInfo, with_extent
 from kdcache.cache.layout import Grid, check_views, make_grid
+from kdcache.cache.limits import check_limits
 from kdcache.cache.metadata import (
     ROOT,
     array_document,
@@ -46,6 +47,7 @@ def create_cache(
     """
     rows = [len(tar_uids) for tar_uids in uids]
     grid = make_grid(rows, num_views=num_views, span_views=span_views, block=info.recipe.block)
+    check_limits(grid, info.specs)
     documents = metadata_objects(info, grid)
     samples = sample_objects(grid, {"uids": uids, "contents": contents})
     return _publish(path, {**documents, **samples})
@@ -60,6 +62,7 @@ def create_like(path: Path, like: Cache, *, num_views: int) -> Cache:
     """
     grid, tars = like.grid, range(like.grid.num_tars)
     check_views(num_views, grid.span_views)
+    check_limits(grid.with_views(num_views), like.info.specs)
     attributes = with_extent(like.attributes(), views=num_views)
     arrays = like.array_metadata(num_views)
     samples = {"uids": [like.uids(t) for t in tars], "contents": [like.contents(t) for t in tars]}

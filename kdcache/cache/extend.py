@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdcache.cache.info import with_extent
 from kdcache.cache.layout import EXTENT_LOCK, check_views
+from kdcache.cache.limits import check_limits
 from kdcache.cache.manifest import SEAL
 from kdcache.cache.metadata import (
     ROOT,
@@ -28,6 +29,7 @@ def extend_cache(path: Path, *, num_views: int) -> Cache:
     """
     cache = open_cache(path)
     check_views(num_views, cache.grid.span_views)
+    check_limits(cache.grid.with_views(num_views), cache.info.specs)
     with cache.folder.lock(EXTENT_LOCK, wait=True):
         cache = open_cache(path)  # another process may have extended it while this one waited
         least = cache.extends_to or cache.grid.num_views

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from kdcache import __version__
 from kdcache.cache.layout import WITNESSES, Grid
+from kdcache.cache.limits import check_limits
+from kdcache.cache.published import check_items, first_problem
 from kdcache.errors import CorruptError, UsageError
 from kdcache.identity import FORMAT_NEEDS, FORMAT_VERSION, cache_id, canonical_json, digest
 from kdcache.recipe.schema import Recipe, parse_recipe
@@ -17,6 +19,7 @@ from kdcache.targets.encoding import Encoding, parse_encoding
 from kdcache.targets.target import FieldSpec
 
 REPAIR = "kdcache repair --from a sound copy"
+MOST_ITEMS = 10_000  # of the recipe, and of other tables of texts
 _KNOWN = (
     *("format", "needs", "id", "grid", "dataset", "recipe", "teacher", "encoding"),
     *("num_classes", "classes", "licences", "versions", "digest"),
@@ -124,6 +127,7 @@ def read_attributes(attributes: dict[str, Any], *, source: Place) -> Described:
             raise CorruptError(
                 f"{source}/zarr.json: attributes differ from their digest; run {REPAIR}"
             )
+        _check_items(body)
         found = _describe(body, source=source)
         if found.info.id == body["id"]:
             return found
@@ -151,7 +155,7 @@ class _Tar(_Part):
 class _Dataset(_Part):
     id: str
     num_samples: Annotated[int, Field(ge=0)]
-    tars: Annotated[list[_Tar], Field(min_length=1)]
+    tars: Annotated[list[_Tar], FailFast(), Field(min_length=1)]
 
 
 class _Teacher(_Part):
@@ -184,8 +188,7 @@ def _describe(body: dict[str, Any], *, source: Place) -> Described:
     try:
         known = _Attributes.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(first_problem(error)) from None
     rows = [tar.num_rows for tar in known.dataset.tars]
     if known.dataset.num_samples != sum(rows) or known.grid.max_rows < max(rows):
         raise ValueError("dataset: its tars have other numbers of rows than it and the grid")
@@ -208,7 +211,22 @@ def _describe(body: dict[str, Any], *, source: Place) -> Described:
         max_rows=extent["max_rows"],
         block=info.recipe.block,
     )
-    return Described(info, grid, extent.get("extends_to"))
+    extends_to = extent.get("extends_to")
+    check_limits(grid if extends_to is None else grid.with_views(extends_to), info.specs)
+    check_limits(grid, info.specs)
+    return Described(info, grid, extends_to)
+
+
+def _check_items(body: dict[str, Any]) -> None:
+    """Check that telling what is wrong with tables of texts would not take long.
+
+    Raises:
+        LookupError, TypeError, ValueError: it would, or there are none.
+    """
+    for part in ("recipe", "versions", "licences"):
+        check_items(body[part], most=MOST_ITEMS)
+    if not all(isinstance(name, str) for name in body["classes"] or ()):
+        raise ValueError("classes: a name is no text")
 
 
 def with_extent(

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from kdcache.errors import CorruptError, KdcacheError, UsageError
-from kdcache.files import PARTIAL, sync, write_whole
+from kdcache.files import PARTIAL, read_small, sync, write_whole
+
+MOST_BYTES = 1 << 26  # of what is read whole: documents, records, names of samples
 
 
 def _fill(path: Path, data: bytes) -> None:
@@ -57,9 +59,13 @@ class Folder:
             CorruptError, UsageError: the system cannot read it.
         """
         try:
-            return (self.path / name).read_bytes()
+            return read_small(self.path / name, most_bytes=MOST_BYTES)
         except FileNotFoundError:
             raise
+        except ValueError as error:
+            raise CorruptError(
+                f"{self.path / name}: damaged: {error}; run kdcache repair"
+            ) from None
         except OSError as error:
             raise unreadable(self.path / name, error) from error
 

@@ -5,6 +5,7 @@ executed or imported, and a damaged or hostile one is refused before anything is
 """
 
 import hashlib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -25,6 +26,7 @@ MAX_DEPTH = 16
 MAX_ITEMS = 100_000  # of everything but objects
 _FREE_ITEMS = 1_000_000  # of JSON; a larger manifest has an object in every 100 bytes, of 3 items
 _BYTES_PER_ITEM = 24
+_WHOLE = re.compile(r".*\.json|(rows|uids|contents)/c/.*")  # what is read as one
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -165,14 +167,15 @@ def parse_manifest(data: bytes, *, where: Place) -> Manifest:
         body = _read(data)
         _check_format(body.get("format"), where)
         _check_objects(body.pop("objects", None))
-        _check_items(body)
+        check_items(body, most=MAX_ITEMS)
         manifest = Manifest.model_validate_json(data)
-        if manifest.to_bytes() != data:
+        # Fields that it leaves out are younger than it.
+        if canonical_json(manifest.model_dump(mode="json", exclude_unset=True)) != data:
             raise ValueError("not as kdcache writes it, byte for byte")
         _check_consistency(manifest, where)
         return manifest
     except ValidationError as error:
-        reason = _first(error)
+        reason = first_problem(error)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error)[:200])
     raise CorruptError(
@@ -212,20 +215,20 @@ def _check_objects(objects: Any) -> None:
             raise ValueError(f"object {name} has a size or sha256 of another kind")
 
 
-def _check_items(body: dict[str, Any]) -> None:
+def check_items(body: Any, *, most: int) -> None:
     """Check that there are not so many values that telling what is wrong with them takes long.
 
     Raises:
         ValueError: there are.
     """
     found = 0
-    level: list[Any] = [body]
-    while level and found <= MAX_ITEMS:
+    level: list[Any] = [[body]]
+    while level and found <= most:
         found += sum(map(len, level))
         inner = (v for x in level for v in (x.values() if isinstance(x, dict) else x))
         level = [value for value in inner if isinstance(value, dict | list)]
-    if found > MAX_ITEMS:
-        raise ValueError(f"more than {MAX_ITEMS} values beside its objects")
+    if found > most:
+        raise ValueError(f"more than {most} values")
 
 
 def _check_format(found: object, where: Place) -> None:
@@ -265,19 +268,18 @@ def _check_consistency(manifest: Manifest, where: Place) -> None:
         num_tars=dataset.num_tars,
         num_runs=manifest.views // manifest.span_views,
     )
-    if (spans, contributions) != (manifest.spans, len(manifest.contributions)):
-        raise ValueError(
-            f"{manifest.spans} spans and {len(manifest.contributions)} contributions, but the "
-            f"records of {spans} and {contributions}"
-        )
+    if spans != manifest.spans:
+        raise ValueError(f"{manifest.spans} spans, but the records of {spans}")
+    if contributions > len(manifest.contributions):
+        raise ValueError(f"{contributions} contributions, of which it does not tell")
     if manifest.size_bytes > MAX_TOTAL_BYTES:
         raise ValueError(f"{manifest.size_bytes} bytes in all")
     for name, entry in manifest.objects.items():
-        if name.endswith(".json") and entry.size_bytes > MAX_BYTES:
+        if _WHOLE.fullmatch(name) and entry.size_bytes > MAX_BYTES:
             raise ValueError(f"object {name!a} of {entry.size_bytes} bytes")
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """Return the first thing that is wrong; of very many, none is written down."""
     if error.error_count() > 1000:
         return f"{error.error_count()} fields are wrong"

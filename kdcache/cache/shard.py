@@ -7,6 +7,7 @@ zarr-python writes; read here, a tile costs a tenth of its time there.
 Source: Zarr v3 specification, codecs "sharding_indexed", "blosc" and "crc32c".
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,13 @@ from kdcache.targets.packed import Arrays, from_stored, to_stored
 from kdcache.targets.target import Compression, FieldSpec
 
 LEVEL = 5
+# Of a Blosc frame: version, the compressor's version, flags, bytes of an item, of what it holds,
+# of a block, of itself. Flags: how it is shuffled, and from bit 5 on the compressor's format.
+_HEADER = struct.Struct("<BBBBIII")
+_VERSION = 2
+_FORMATS = {"lz4": 1, "zstd": 4}
+_SHUFFLES = {blosc.NOSHUFFLE: 0, blosc.SHUFFLE: 1, blosc.BITSHUFFLE: 4}
+_SHUFFLED = 0b1101  # and bit 3, which is never set
 CHECKSUM_BYTES = 4
 _RESIDUE = 0x48674BC7  # crc32c of any data and its own crc32c
 # Compressor, shuffle, and bytes of a block: few, since each starts zstd anew; 0 leaves it to Blosc.
@@ -92,11 +100,10 @@ def decode_tile(
     stored: Arrays = {}
     for spec in specs:
         count = max_rows * spec.width
-        array: NDArray[Any] = np.empty(count, spec.dtype)
         frame = memoryview(chunks[spec.name])[:-CHECKSUM_BYTES]
         try:
-            if int.from_bytes(frame[4:8], "little") != array.nbytes:  # else part of it stays as is
-                raise ValueError("of another length")
+            _check_frame(frame, spec, num_bytes=count * np.dtype(spec.dtype).itemsize)
+            array: NDArray[Any] = np.empty(count, spec.dtype)
             blosc.decompress(frame, array)
         except (ValueError, RuntimeError) as error:
             raise CorruptError(
@@ -107,6 +114,24 @@ def decode_tile(
         return from_stored(stored, tuple(specs), num_rows=num_rows)
     except ValueError as error:
         raise CorruptError(f"{where}: {error}; run kdcache repair") from error
+
+
+def _check_frame(frame: memoryview, spec: FieldSpec, *, num_bytes: int) -> None:
+    """Check a Blosc frame's header: numcodecs reads as far as it says, beyond the frame's end.
+
+    Raises:
+        ValueError: the frame is not as long as it says, here or decompressed, or not made as those
+            of its array are.
+    """
+    if len(frame) < _HEADER.size:
+        raise ValueError("too short")
+    version, _, flags, item_bytes, found, _, stated = _HEADER.unpack_from(frame)
+    if (stated, found) != (len(frame), num_bytes):  # else part of the array stays as it is
+        raise ValueError("of another length")
+    name, shuffle, _ = CODECS[spec.compression]
+    kind = (_VERSION, _FORMATS[name], _SHUFFLES[shuffle], np.dtype(spec.dtype).itemsize)
+    if (version, flags >> 5, flags & _SHUFFLED, item_bytes) != kind:
+        raise ValueError("of another kind")
 
 
 def _compress(array: NDArray[Any], spec: FieldSpec) -> bytes:

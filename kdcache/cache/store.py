@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kdcache.cache.chunks import ChunkReader
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
+from kdcache.cache.limits import chunks_fit
 from kdcache.cache.manifest import (
     COMMITS,
     SEAL,
@@ -40,7 +41,7 @@ from kdcache.cache.metadata import (
     root_document,
     to_text,
 )
-from kdcache.cache.objects import Folder
+from kdcache.cache.objects import MOST_BYTES, Folder
 from kdcache.cache.shard import (
     Place,
     checksum,
@@ -52,6 +53,7 @@ from kdcache.cache.shard import (
 )
 from kdcache.data.dataset import tar_digest
 from kdcache.errors import CorruptError, IncompleteError, UsageError
+from kdcache.files import read_small
 from kdcache.identity import read_json
 from kdcache.recipe.parts import Role
 from kdcache.targets.fidelity import Fidelity
@@ -94,8 +96,8 @@ def open_cache(path: Path, *, checked: bool = True) -> "Cache":
 
 def _bytes(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_small(path, most_bytes=MOST_BYTES)
+    except (OSError, ValueError):
         return None
 
 
@@ -179,7 +181,8 @@ class Cache:
             data = without_checksum(self.folder.read(name), str(self.path / name))
         except FileNotFoundError:
             raise CorruptError(f"{self.path / name}: missing; {REPAIR}") from None
-        return np.frombuffer(data, "<u4" if tar is None else "<u8")
+        item = np.dtype("<u4" if tar is None else "<u8")
+        return np.frombuffer(data, item, count=len(data) // item.itemsize)
 
     def uids(self, tar: int) -> NDArray[np.uint64]:
         """Return the uids of a tar's rows, uint64."""
@@ -215,7 +218,13 @@ class Cache:
         names, views = self.object_names(span), tuple(self.grid.views(span))
         tiles = dict.fromkeys(names, len(views)) | dict.fromkeys(self.info.witnesses, 1)
         if (
-            (commit.views, commit.rows) != (views, int(self.rows[span.tar]))
+            not chunks_fit(
+                commit.tiles,
+                grid=self.grid,
+                specs=self.info.specs,
+                witnesses=self.info.witnesses,
+            )
+            or (commit.views, commit.rows) != (views, int(self.rows[span.tar]))
             or commit.objects.keys() != set(names.values())
             or {array: len(places) for array, places in commit.tiles.items()} != tiles
         ):

@@ -9,6 +9,7 @@ from typing import Any
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
+from kdcache.cache.published import Contribution
 from kdcache.identity import cache_id, canonical_json, digest
 from kdcache.sharing.keys import TrustedKeys, load_signer, load_trusted, make_key, trust_key
 from kdcache.sharing.trust import PAYLOAD, sign
@@ -30,15 +31,15 @@ def a_manifest(**changes: Any) -> dict[str, Any]:
             tails = {a: "/0" if a == "witness" else "/0/0" for a in arrays}
             names += [f"{a}/c/{tar}/{run}{tails[a]}" for a in arrays]
             names.append(f"commits/{tar}-{run}.json")
-    contribution = {
-        "who": "Vision team",
-        "when": "2026-01-02T03:04:05Z",
-        "spans": 4,
-        "device_hours": 1.5,
-        "kdcache": "0.1",
-        "commit": None,
-        "versions": {"torch": "2.11"},
-    }
+    contribution = Contribution(
+        who="Vision team",
+        when="2026-01-02T03:04:05Z",
+        spans=4,
+        device_hours=1.5,
+        kdcache="0.1",
+        commit=None,
+        versions={"torch": "2.11"},
+    )
     names.append("contributions/0123456789abcdef.json")
     return {
         "format": 1,
@@ -52,7 +53,7 @@ def a_manifest(**changes: Any) -> dict[str, Any]:
         "span_views": 2,
         "spans": 4,
         "licences": {"data": "CC-BY-4.0", "weights": "MIT", "output": None},
-        "contributions": [contribution],
+        "contributions": [contribution.model_dump(mode="json")],
         "objects": {name: {"size_bytes": 10, "sha256": "a" * 64} for name in names},
         **changes,
     }
