@@ -3,15 +3,23 @@
 Invariant: a wait ends at once by Ctrl-C, which obstore's own blocking calls ignore, so its requests
 run in an event loop of one thread, and the caller waits for them as Python can.
 
+Credentials are those that obstore finds in the environment: of AWS keys with or without a session
+token, web identities and the roles of containers and machines, but no profiles (`aws configure
+export-credentials --format env` turns one into variables); of Google a service account's file or
+the default one; of Azure an account with its key, token or client. Those of an http address are
+sent as basic authentication.
+
 obstore's threads do not survive a fork: a process that was forked from one that used it is refused
 instead of left to hang. Workers read what their parent has kept on the disk (disk.py).
 """
 
 import asyncio
+import atexit
 import base64
 import math
 import os
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from datetime import timedelta
@@ -28,7 +36,8 @@ PATIENCE = "KDCACHE_PATIENCE_S"  # of the environment
 DEFAULT_PATIENCE_S = 60.0
 LAST_TRY = 0.75  # share of the patience after which nothing is tried again
 LONGEST_S = 600.0  # of one request whose bytes still come or go
-# Clouds that are asked for credentials where the environment holds none, and others.
+PARTING_S = 2.0  # that the end of a process waits for its requests
+# What obstore and this module read of the environment.
 SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", PATIENCE)
 
 T = TypeVar("T")
@@ -165,6 +174,7 @@ class Waits:
 
 
 _waits = Waits()
+_ending = False  # the process does
 
 
 def waits() -> Waits:
@@ -186,8 +196,35 @@ def abandon() -> None:
 def _loop(process: int) -> asyncio.AbstractEventLoop:
     """Return the event loop of the process, which runs in a thread of its own."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="kdcache-stores", daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, name="kdcache-stores", daemon=True)
+    thread.start()
+    atexit.register(_close, process, loop, thread)
     return loop
+
+
+def _close(process: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """End all requests before the interpreter does: obstore's threads would abort it later."""
+    global _ending
+    if os.getpid() != process:
+        return
+    _ending = True
+    abandon()
+    if asyncio.run_coroutine_threadsafe(_drain(), loop).result(PARTING_S):
+        time.sleep(0.05)  # until obstore's threads have let go of the interpreter
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PARTING_S)
+    if not thread.is_alive():
+        loop.close()
+
+
+async def _drain() -> int:
+    """Return how many requests there were, which are cancelled."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=PARTING_S / 2)
+    return len(tasks)
 
 
 def wait_for(request: Coroutine[Any, Any, T], within: Waits) -> T:
@@ -196,6 +233,9 @@ def wait_for(request: Coroutine[Any, Any, T], within: Waits) -> T:
     Raises:
         AbandonedError: it was ended by abandon.
     """
+    if _ending:
+        request.close()
+        raise AbandonedError("given up, because the process ends")
     future = asyncio.run_coroutine_threadsafe(request, _loop(os.getpid()))
     within.add(future)
     try:

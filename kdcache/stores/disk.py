@@ -5,6 +5,7 @@ together never take more than the limit, but for what dead processes were writin
 recently used go first.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -48,15 +49,14 @@ class DiskCache:
         self.folder, self.limit_bytes = folder, limit_bytes
 
     def get(self, piece: Piece) -> bytes | None:
-        """Return a piece that is kept; None without, or if its file is damaged."""
+        """Return a piece that is kept; None without, or if its file is damaged or unreadable."""
         path = self._path(piece)
         try:
             data = path.read_bytes()
-            os.utime(path)
-        except FileNotFoundError:
+        except OSError:
             return None
-        except OSError as error:
-            raise self._refused(error) from error
+        with suppress(OSError):  # a folder that is only read still serves
+            os.utime(path)
         kept = memoryview(data)[:-_DIGEST_BYTES]
         if len(kept) != piece.size_bytes or data[-_DIGEST_BYTES:] != _digest(kept):
             with suppress(OSError):
@@ -66,17 +66,18 @@ class DiskCache:
 
     def holds(self, piece: Piece) -> bool:
         """Return whether a piece is kept, and note that it is used."""
-        try:
-            os.utime(self._path(piece))
-        except OSError:
-            return False
-        return True
+        path = self._path(piece)
+        with suppress(OSError):
+            os.utime(path)
+        return os.access(path, os.R_OK)
 
     def put(self, piece: Piece, data: bytes) -> None:
         """Keep a piece, unless it alone is larger than the limit.
 
+        Where the disk is full before the limit is reached, half of what is kept goes.
+
         Raises:
-            UsageError: the folder cannot be written.
+            UsageError: the folder cannot be written, or is full of other things.
         """
         path, size = self._path(piece), len(data) + _DIGEST_BYTES
         if size > self.limit_bytes:
@@ -87,15 +88,24 @@ class DiskCache:
                 if path.exists():
                     return
                 account.reserve(size)
-                whole = data + _digest(data)
-                write_whole(path, partial(_fill, data=whole), sync_file=False, sync_folder=False)
+                try:
+                    _write(path, data)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    account.halve(size)
+                    _write(path, data)
         except OSError as error:
             raise self._refused(error) from error
 
     @property
     def used_bytes(self) -> int:
         """Return the bytes of all entries, by their files."""
-        return sum(entry.stat().st_size for entry in self._entries())
+        used = 0
+        for entry in self._entries():
+            with suppress(FileNotFoundError):  # another process may evict meanwhile
+                used += entry.stat().st_size
+        return used
 
     def _path(self, piece: Piece) -> Path:
         text = "\n".join(map(str, (piece.location, *piece[1:])))
@@ -156,8 +166,21 @@ class _Account:
         used = int(text) if text.isdigit() else limit
         if used + size > limit:
             used = self._cache.evict(min(int(limit * KEEP), limit - size))
+        self._note(used + size)
+
+    def halve(self, size: int) -> None:
+        """Make room on a full disk for an entry that is counted."""
+        used = self._cache.evict(self._cache.used_bytes // 2)
+        self._note(used + size)
+
+    def _note(self, used: int) -> None:
         os.ftruncate(self._file, 0)
-        os.write(self._file, str(used + size).encode())
+        os.write(self._file, str(used).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    whole = data + _digest(data)
+    write_whole(path, partial(_fill, data=whole), sync_file=False, sync_folder=False)
 
 
 def _fill(path: Path, data: bytes) -> None:
@@ -189,6 +212,9 @@ def disk_cache() -> DiskCache:
 def read_piece(piece: Piece) -> bytes:
     """Return a piece, from the disk cache or else from its store; then it is kept.
 
+    A disk cache that is full or cannot be written keeps nothing, and stops nobody who can ask the
+    store.
+
     Raises:
         FileNotFoundError, UsageError: as Store.read_range.
         EvictedError: this process was forked from one that asks the stores, and it is not kept.
@@ -200,9 +226,11 @@ def read_piece(piece: Piece) -> bytes:
             data = Store(piece.location).read_range(piece.name, piece.offset, piece.size_bytes)
         except ForkedError as error:
             raise EvictedError(
-                f"{piece.location / piece.name}: not on this disk any more; raise {LIMIT}"
+                f"{piece.location / piece.name}: not on this disk any more; raise {LIMIT}, or name "
+                f"a folder with room in {FOLDER}"
             ) from error
-        cache.put(piece, data)
+        with suppress(UsageError):
+            cache.put(piece, data)
     return data
 
 

@@ -122,6 +122,15 @@ def test_asking_a_missing_folder_makes_none(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_what_a_killed_writer_left_in_a_folder_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "a#1").write_bytes(DATA)
+    store = Store(tmp_path)
+    assert list(store.names()) == []
+    assert store.size("a") is None
+    store.write("a", b"whole")
+    assert store.read("a") == b"whole"
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="file: File exists"):
