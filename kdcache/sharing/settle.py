@@ -31,7 +31,6 @@ from kdcache.sharing.together import together
 from kdcache.stores.location import Place
 
 ROUNDS = 32
-MAX_SPANS = 10_000_000  # which are counted one by one
 LAID_OUT = ("span_views", "max_rows")  # of the grid: what spans of one cache must agree in
 
 Describe = Callable[[Manifest, Document], dict[str, bytes]]
@@ -99,15 +98,13 @@ def basis_of(published: Published) -> Basis:
         attributes = dict(document["attributes"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptError(f"{where}: damaged: {error}; {AGAIN}") from None
-    described, manifest = read_attributes(attributes, source=where), published.manifest
-    grid = described.grid
-    if described.info.id != published.id or grid.num_views != manifest.views:
+    manifest = published.manifest
+    try:
+        described = read_attributes(attributes, source=published.place)
+    except CorruptError as error:
+        raise CorruptError(f"{str(error).partition('; run kdcache repair')[0]}; {AGAIN}") from None
+    if described.info.id != published.id or described.grid.num_views != manifest.views:
         raise CorruptError(f"{where}: of another cache than its manifest; {AGAIN}")
-    if grid.num_tars * (grid.num_views // grid.span_views) > MAX_SPANS:
-        raise CorruptError(
-            f"{where}: {grid.num_views} views of {grid.num_tars} tars in spans of "
-            f"{grid.span_views}: more than {MAX_SPANS} spans are in no published cache"
-        )
     objects, samples = manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
     return Basis(
         attributes=attributes,
