@@ -210,15 +210,17 @@ def test_a_manifest_of_another_size_than_its_objects_can_have_is_refused_unread(
     assert open_cache(tmp_path / "out").missing() == [Span(0, 0)]
 
 
-def test_a_cache_of_more_spans_than_can_be_counted_is_refused(
+def test_a_cache_of_another_extent_than_can_be_is_refused(
     tmp_path: Path, published: Published
 ) -> None:
-    document = json.loads(published.read(ROOT))
-    attributes = with_extent(document["attributes"], views=2**30)
-    root = json.dumps({**document, "attributes": attributes}).encode()
-    body = json.loads(published.data)
-    body["objects"][ROOT] = {"size_bytes": len(root), "sha256": sha256(root)}
-    for views, problem in ((2**30, "at most 4194304.*publish --again"), (4, "of another cache")):
+    document, body = json.loads(published.read(ROOT)), json.loads(published.data)
+    for root_views, views, problem in (
+        (2**30, 2**30, "at most 4194304.*publish --again"),
+        (6, 4, "of another cache"),
+    ):
+        attributes = with_extent(document["attributes"], views=root_views)
+        root = json.dumps({**document, "attributes": attributes}).encode()
+        body["objects"][ROOT] = {"size_bytes": len(root), "sha256": sha256(root)}
         changed = canonical_json({**body, "views": views})
         for name, data in ((ROOT, root), ("manifest.json", changed)):
             catalogues.stored(published.catalogue, published.id, name).write_bytes(data)
