@@ -15,6 +15,7 @@ from kdcache.cli import (
     evaluate,
     export,
     fidelity,
+    hub,
     keys,
     output,
     plan,
@@ -59,6 +60,7 @@ app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(keys.app, name="keys")
+app.add_typer(hub.app, name="hub")
 app.command("plan")(plan.plan)
 app.command("precompute")(precompute.precompute)
 app.command("fidelity")(fidelity.fidelity)

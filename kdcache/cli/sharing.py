@@ -206,13 +206,23 @@ def fetch(
         first_view=first,
         tars=None if tars is None else read_range(tars),
     )
-    fetched = fetch_visibly(fetching)
+    fetch_and_give(fetching, signed_by, as_json=as_json)
+
+
+def fetch_and_give(fetching: "Fetching", signed_by: str | None, *, as_json: bool) -> None:
+    """Fetch spans, and print what came.
+
+    Raises:
+        CorruptError: some are damaged.
+        IncompleteError: some are not published.
+    """
+    fetched, absent = fetch_visibly(fetching), fetching.absent
     _give_fetched(fetching, fetched, signed_by, as_json=as_json)
     refuse_damaged(fetched)
-    if fetching.absent:
+    if absent:
         raise IncompleteError(
-            f"{published.place}: {len(fetching.absent)} spans are not published, the first is "
-            f"{fetching.absent[0]}; run the same command again when they are, or kdcache precompute"
+            f"{fetching.published.place}: {len(absent)} spans are not published, the first is "
+            f"{absent[0]}; run the same command again when they are, or kdcache precompute"
         )
 
 

@@ -6,47 +6,73 @@ commit with the documents that grow with a cache. So nobody sees a half of it, a
 killed goes on where it stopped.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kdcache.cache.manifest import COMMITS
+from kdcache.cache.inventory import published_spans
 from kdcache.cache.metadata import ROOT
-from kdcache.cache.published import MANIFEST, SIGNATURE, Manifest, parse_manifest
-from kdcache.errors import CorruptError, KdcacheError, MismatchError, UsageError
-from kdcache.identity import read_json
+from kdcache.cache.published import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, parse_manifest
+from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.models.hub import PATIENCE_S
-from kdcache.models.libraries import need
-from kdcache.sharing.card import card
-from kdcache.sharing.croissant import croissant
+from kdcache.sharing.catalogue import CACHES, Catalogue, Published
+from kdcache.sharing.describing import descriptions
 from kdcache.sharing.hub_store import KIND, HubStore, check_name, hushed, refusal
+from kdcache.sharing.settle import basis_of
+from kdcache.sharing.together import together
 from kdcache.stores.location import Place
-from kdcache.stores.store import Store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-CROISSANT, README = "croissant.json", "README.md"
 GROUP_BYTES, GROUP_FILES = 1 << 27, 500  # that are in memory at a time
 COMMIT_FILES = 5_000  # the hub asks for few commits, and refuses enormous ones
-THREADS = 16
-MAX_SIGNATURE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Pushed:
     """What pushing did. commit: the last one. address: where people see it."""
 
-    manifest: Manifest
-    repository: str
     commit: str
     address: str
 
 
+def published_at(place: Place) -> Published:
+    """Return the published cache whose folder in a catalogue is at a place, CATALOGUE/caches/ID.
+
+    Raises:
+        UsageError: there is none.
+        CorruptError: its manifest is damaged, or another cache's.
+    """
+    catalogue = Catalogue(place.parent.parent)
+    if place.parent.name != CACHES or (found := catalogue.find(place.name)) is None:
+        raise UsageError(
+            f"{place}: no published cache; run kdcache publish, then give CATALOGUE/{CACHES}/ID"
+        )
+    return found
+
+
+def published_on_hub(repository: str, revision: str | None = None) -> Published:
+    """Return the cache that a dataset repository holds in its newest commit, or in a revision.
+
+    Raises:
+        UsageError: there is no such repository or revision, or it holds none, or the hub does not
+            answer.
+        CorruptError: its manifest is damaged.
+    """
+    store = HubStore(repository, revision)
+    catalogue = Catalogue(store.place, store=store)
+    data = catalogue.read_small(MANIFEST, most_bytes=MAX_BYTES)
+    if data is None:
+        raise UsageError(
+            f"dataset repository {repository}: holds no cache, which has a {MANIFEST}; another "
+            "--revision may"
+        )
+    return Published(catalogue, data, parse_manifest(data, where=store.place / MANIFEST))
+
+
 def push(
-    source: Place,
+    published: Published,
     repository: str,
     *,
     revision: str | None = None,
@@ -55,55 +81,53 @@ def push(
 ) -> Pushed:
     """Bring a published cache to a dataset repository, which is made if it is not there.
 
-    source: its folder in a catalogue, CATALOGUE/caches/ID. revision: a branch, made from main if it
-    is not there; None for main. progress is given the number of objects done.
+    revision: a branch, made from main if it is not there; None for main. progress is given the
+    number of objects done.
 
     Raises:
-        UsageError: source is no published cache; the hub refuses or does not answer; or the
-            repository has spans that source lacks.
+        UsageError: the hub or the store refuses or does not answer, or the repository has spans
+            that published lacks.
         MismatchError: the repository holds another cache.
         CorruptError: an object differs from the manifest; it was not sent.
     """
     check_name(repository)
-    need("huggingface_hub", extra="hub", spec=repository)
-    from huggingface_hub import HfApi
+    objects = published.manifest.objects
+    documents = [name for name in objects if name.endswith(ROOT) or name == "seal.json"]
+    with hushed(repository):
+        from huggingface_hub import HfApi
 
-    store = Store(source)
-    data, manifest = _manifest(store)
-    with hushed():
-        pushing = _Pushing(HfApi(), repository, revision or "main", store, manifest)
+        pushing = _Pushing(HfApi(), repository, revision or "main", published)
         try:
             pushing.open(private=private)
-            pushing.check_there(revision)
-            documents = [n for n in manifest.objects if n.endswith(ROOT) or n == "seal.json"]
-            for group in _groups(manifest, set(manifest.objects) - set(documents)):
+            pushing.check_there()
+            for group in _groups(published.manifest, set(objects) - set(documents)):
                 pushing.send(pushing.read(group))
                 progress(len(group))
             pushing.commit("objects")
-            objects = pushing.read(documents)
-            pushing.send({**objects, **_descriptions(store, manifest, objects), MANIFEST: data})
-            progress(len(documents))
+            pushing.send({**pushing.read(documents), **_descriptions(published)})
             commit = pushing.commit("manifest")
+            progress(len(documents))
         except KdcacheError:
             raise
         except Exception as error:  # of the network, of the hub
             raise refusal(repository, error, revision=revision) from None
-    address = f"{pushing.api.endpoint}/datasets/{repository}"
-    return Pushed(manifest, repository, commit, address)
+    return Pushed(commit, f"{pushing.api.endpoint}/datasets/{repository}")
 
 
 @dataclass
 class _Pushing:
-    """A repository that is written to; operations: that are not committed yet."""
+    """A repository that is written to.
+
+    head: the commit that the next one goes upon, so that no other push is overwritten. operations:
+    that are not committed yet.
+    """
 
     api: "HfApi"
     repository: str
     branch: str
-    store: Store
-    manifest: Manifest
-
-    def __post_init__(self) -> None:
-        self.operations: list[Any] = []
+    published: Published
+    head: str | None = None
+    operations: list[Any] = field(default_factory=list)
 
     def open(self, *, private: bool) -> None:
         """Make the repository, and the branch, unless they are there."""
@@ -120,29 +144,30 @@ class _Pushing:
                 self.repository, branch=self.branch, repo_type=KIND, exist_ok=True
             )
 
-    def check_there(self, revision: str | None) -> None:
+    def check_there(self) -> None:
         """Check that what the repository holds is of this cache, and no more of it.
 
         Raises:
             MismatchError: it is another cache.
             UsageError: it has spans that would be lost to it.
         """
-        hub = HubStore(self.repository, revision)
+        hub = HubStore(self.repository, self.branch)
+        self.head = hub.commit
         try:
             there = parse_manifest(hub.read(MANIFEST), where=hub.place / MANIFEST)
         except FileNotFoundError:
             return
-        if there.cache != self.manifest.cache:
+        if there.cache != self.published.id:
             raise MismatchError(
                 f"dataset repository {self.repository}: holds cache {there.cache[:12]}, not "
-                f"{self.manifest.cache[:12]}; push to another repository, or another --revision"
+                f"{self.published.id[:12]}; push to another repository, or another --revision"
             )
-        more = [n for n in there.objects if n not in self.manifest.objects and COMMITS in n]
-        if more:
+        spans, own = (set(published_spans(m.objects)) for m in (there, self.published.manifest))
+        if more := spans - own:
             raise UsageError(
                 f"dataset repository {self.repository}: has {len(more)} spans that "
-                f"{self.store.place} lacks; run kdcache hub pull, publish what it brings, then "
-                "push again"
+                f"{self.published.place} lacks; run kdcache hub pull, publish what it brings, "
+                "then push again"
             )
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
@@ -151,21 +176,7 @@ class _Pushing:
         Raises:
             CorruptError: one is missing, or is another.
         """
-        with ThreadPoolExecutor(THREADS) as pool:
-            return dict(zip(names, pool.map(self._read, names), strict=True))
-
-    def _read(self, name: str) -> bytes:
-        entry, problem = self.manifest.objects[name], "missing"
-        try:
-            data = self.store.read(name)
-            if hashlib.sha256(data).hexdigest() == entry.sha256:
-                return data
-            problem = "its sha256 differs from the manifest's"
-        except FileNotFoundError:
-            pass
-        raise CorruptError(
-            f"{self.store.place / name}: {problem}; ask who published it to publish it again"
-        )
+        return dict(zip(names, together(self.published.read, names), strict=True))
 
     def send(self, files: dict[str, bytes]) -> None:
         """Send files, those that the hub keeps as large ones at once, others with a commit."""
@@ -186,23 +197,13 @@ class _Pushing:
         made = self.api.create_commit(
             self.repository,
             operations=self.operations,
-            commit_message=f"kdcache: {what} of cache {self.manifest.cache[:12]}",
+            commit_message=f"kdcache: {what} of cache {self.published.id[:12]}",
             repo_type=KIND,
             revision=self.branch,
+            parent_commit=self.head,
         )
-        self.operations = []
-        return str(made.oid)
-
-
-def _manifest(store: Store) -> tuple[bytes, Manifest]:
-    try:
-        data = store.read(MANIFEST)
-    except FileNotFoundError:
-        raise UsageError(
-            f"{store.place}: no published cache, which has a {MANIFEST}; run kdcache publish, then "
-            "push CATALOGUE/caches/ID"
-        ) from None
-    return data, parse_manifest(data, where=store.place / MANIFEST)
+        self.operations, self.head = [], str(made.oid)
+        return self.head
 
 
 def _groups(manifest: Manifest, names: set[str]) -> Iterator[list[str]]:
@@ -219,28 +220,11 @@ def _groups(manifest: Manifest, names: set[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _descriptions(
-    store: Store, manifest: Manifest, documents: dict[str, bytes]
-) -> dict[str, bytes]:
-    """Return what describes a cache, made anew, and its signature, which readers check."""
-    try:
-        attributes = read_json(documents[ROOT])["attributes"]["kdcache"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptError(
-            f"{store.place / ROOT}: no metadata of a cache; ask who published it to publish it "
-            "again"
-        ) from error
+def _descriptions(published: Published) -> dict[str, bytes]:
+    """Return the manifest, its signature if there is one, and what describes a cache, made anew."""
+    signature = published.signature()
     return {
-        **_signature(store),
-        CROISSANT: croissant(manifest, attributes),
-        README: card(manifest, attributes).encode(),
+        MANIFEST: published.data,
+        **({} if signature is None else {SIGNATURE: signature}),
+        **descriptions(published.manifest, basis_of(published).attributes),
     }
-
-
-def _signature(store: Store) -> dict[str, bytes]:
-    size = store.size(SIGNATURE)
-    if size is None:
-        return {}
-    if size > MAX_SIGNATURE_BYTES:
-        raise CorruptError(f"{store.place / SIGNATURE}: {size} bytes; sign it again")
-    return {SIGNATURE: store.read_range(SIGNATURE, 0, size)}

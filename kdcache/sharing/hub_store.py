@@ -64,7 +64,7 @@ class HubStore(Store):
         from huggingface_hub import get_hf_file_metadata
 
         try:
-            found = self._asking(
+            found = self._answer(
                 name,
                 lambda: get_hf_file_metadata(self._address(name), timeout=PATIENCE_S).size,
             )
@@ -87,7 +87,7 @@ class HubStore(Store):
         return hf_hub_url(self.repository, file, repo_type=KIND, revision=self.commit)
 
     def _get(self, name: str, headers: dict[str, str]) -> Any:
-        library = _utilities()
+        library = _utilities(self.repository)
 
         def ask() -> Any:
             answer = library.http_backoff(
@@ -101,9 +101,9 @@ class HubStore(Store):
             library.hf_raise_for_status(answer)
             return answer
 
-        return self._asking(name, ask)
+        return self._answer(name, ask)
 
-    def _asking(self, name: str, ask: Callable[[], T]) -> T:
+    def _answer(self, name: str, ask: Callable[[], T]) -> T:
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
@@ -114,9 +114,13 @@ class HubStore(Store):
             raise refusal(self.repository, error) from None
 
 
-def _utilities() -> Any:
-    """Return what the hub's library offers to others; its types are not exported."""
-    return need("huggingface_hub.utils", extra="hub", spec="kdcache hub")
+def _utilities(repository: str) -> Any:
+    """Return what the hub's library offers to others; its types are not exported.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    return need("huggingface_hub.utils", extra="hub", spec=f"dataset repository {repository}")
 
 
 def find_commit(repository: str, revision: str | None) -> str:
@@ -126,7 +130,7 @@ def find_commit(repository: str, revision: str | None) -> str:
         UsageError: there is no such repository or revision, or the hub does not answer.
     """
     check_name(repository)
-    need("huggingface_hub", extra="hub", spec=repository)
+    _utilities(repository)
     from huggingface_hub import HfApi
 
     try:
@@ -163,6 +167,8 @@ def refusal(repository: str, error: BaseException, *, revision: str | None = Non
             f"the hub refuses ({status}); run hf auth login with a token that may read it, and for "
             "kdcache hub push one that may write"
         )
+    elif reason is None and status in (409, 412):
+        reason = "somebody else changed it meanwhile; run the same command again"
     elif reason is None and status is not None:
         reason = f"the hub answers {status}; run the same command again"
     elif reason is None:
@@ -174,9 +180,13 @@ def refusal(repository: str, error: BaseException, *, revision: str | None = Non
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep the log messages, warnings and progress bars of the hub's library to itself."""
-    library, logger = _utilities(), logging.getLogger("huggingface_hub")
+def hushed(repository: str) -> Iterator[None]:
+    """Keep the log messages, warnings and progress bars of the hub's library to itself.
+
+    Raises:
+        UsageError: the library is not installed; says that this repository needs it.
+    """
+    library, logger = _utilities(repository), logging.getLogger("huggingface_hub")
     shown = not library.are_progress_bars_disabled()
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -16,9 +16,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 TOKEN = "hf_token-of-the-tests"
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Let the hub be at an address."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own
 
 
 @dataclass
@@ -292,6 +304,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found.files(branch) is None:
             raise _RefusalError(404, "RevisionNotFound")
         lines = [json.loads(line) for line in body.splitlines()]
+        parent = lines[0]["value"].get("parentCommit")
+        if parent not in (None, found.branches[branch]):
+            raise _RefusalError(412)
         files = {}
         for line in lines:
             value = line["value"]

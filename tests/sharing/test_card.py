@@ -12,19 +12,18 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from kdcache.cache.published import DatasetSummary, Licences, TeacherSummary
-from kdcache.cache.store import Cache
+from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError
 from kdcache.sharing.card import card, code, plain
 from tests.sharing.described import LICENCES, attributes_of, contribution, manifest_of
-from tests.tiny import make_dataset, make_recipe, precompute, precompute_first
+from tests.tiny import make_dataset, make_recipe, precompute_first
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    root = tmp_path_factory.mktemp("cache")
-    return precompute(root / "cache", make_dataset(root), make_recipe())
+def cache(complete: Path) -> Cache:
+    return open_cache(complete)
 
 
 def split(text: str) -> tuple[Any, list[Token]]:
