@@ -25,6 +25,7 @@ from kdcache.sharing.catalogue import AGAIN, Published
 from kdcache.sharing.draft import bare_cache, renamed
 from kdcache.sharing.settle import basis_of
 from kdcache.sharing.together import THREADS, together
+from kdcache.stores.store import abandon
 
 SPANS_AT_ONCE = 8
 MAX_RECORD_BYTES = 1 << 22
@@ -157,6 +158,9 @@ def run_fetch(fetching: Fetching, *, progress: Callable[[int], None] = lambda _:
         try:
             held = work.fetch(spans, fetching.spans, progress, wait=False)
             work.fetch(spans, held, progress, wait=True)
+        except KeyboardInterrupt:
+            abandon()
+            raise
         finally:
             spans.shutdown(wait=False, cancel_futures=True)
     if not target.missing():

@@ -56,12 +56,12 @@ def update_index(catalogue: Catalogue, changed: Iterable[Published]) -> Index:
     fresh = {p.id: Summary.of(p.manifest, p.data) for p in changed}
     for _ in range(TRIES):
         known = _index_there(catalogue)
-        folders = catalogue.folders()
-        kept = {cache: known[cache] for cache in folders if cache in known} | fresh
-        added, _ = catalogue.summarise(cache for cache in folders if cache not in kept)
+        there = catalogue.ids()
+        kept = {cache: known[cache] for cache in there if cache in known} | fresh
+        added, _ = catalogue.summarise(cache for cache in there if cache not in kept)
         index = write_index(catalogue, kept | added)
-        there = _index_there(catalogue)
-        if all(there.get(cache) == summary for cache, summary in fresh.items()):
+        written = _index_there(catalogue)
+        if all(written.get(cache) == summary for cache, summary in fresh.items()):
             break  # else another publisher wrote it meanwhile
     return index
 

@@ -91,15 +91,20 @@ def basis_of(published: Published) -> Basis:
         attributes = dict(document["attributes"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CorruptError(f"{where}: damaged: {error}; {AGAIN}") from None
-    if read_attributes(attributes, source=where).info.id != published.id:
+    manifest = published.manifest
+    try:
+        described = read_attributes(attributes, source=published.place)
+    except CorruptError as error:
+        raise CorruptError(f"{str(error).partition('; run kdcache repair')[0]}; {AGAIN}") from None
+    if described.info.id != published.id or described.grid.num_views != manifest.views:
         raise CorruptError(f"{where}: of another cache than its manifest; {AGAIN}")
-    objects, samples = published.manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
+    objects, samples = manifest.objects, ("rows/c/", "uids/c/", "contents/c/")
     return Basis(
         attributes=attributes,
-        views=published.manifest.views,
+        views=manifest.views,
         rows=published.read(ROWS),
         samples={name: entry for name, entry in objects.items() if name.startswith(samples)},
-        licences=published.manifest.licences,
+        licences=manifest.licences,
     )
 
 

@@ -1,7 +1,7 @@
 """Catalogues of tests: caches published in folders, and stores that fail or are changed."""
 
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from kdcache.sharing.catalogue import Catalogue, Published, cache_name, open_cat
 from kdcache.sharing.fetch import Fetched, prepare_fetch, run_fetch
 from kdcache.sharing.publish import Publisher, Sent, publish
 from kdcache.stores.location import Place
-from kdcache.stores.store import Store
+from kdcache.stores.store import Entry, Store
 from tests.cache import filling
 
 T = TypeVar("T")
@@ -100,3 +100,22 @@ class Watching(Store):
         self.before(name)
         super().write(name, data)
         self.written.append(name)
+
+
+class Lagging(Store):
+    """A store whose listings show nothing that was written since it was opened."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self._new: set[str] = set()
+
+    def write(self, name: str, data: bytes) -> None:
+        super().write(name, data)
+        self._new.add(name)
+
+    def names(self, prefix: str = "") -> Iterator[Entry]:
+        return (entry for entry in super().names(prefix) if entry.name not in self._new)
+
+    def folders(self, prefix: str) -> list[str]:
+        shown = {entry.name.removeprefix(f"{prefix}/").partition("/")[0] for entry in self.names()}
+        return [name for name in super().folders(prefix) if name in shown]

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from kdcache.cache.audit import check_objects
+from kdcache.cache.info import with_extent
 from kdcache.cache.layout import Span
 from kdcache.cache.merge import prepare_merge, run_copying
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError, UntrustedError, UsageError
 from kdcache.identity import canonical_json
-from kdcache.sharing.catalogue import Catalogue, Published
+from kdcache.sharing.catalogue import Catalogue, Published, sha256
 from kdcache.sharing.fetch import prepare_fetch, prepare_spans, run_fetch
 from kdcache.sharing.signed import check_signed, sign_manifest
 from tests.cache import filling
@@ -207,6 +208,25 @@ def test_a_manifest_of_another_size_than_its_objects_can_have_is_refused_unread(
     fetched = catalogues.fetch(changed, tmp_path / "out")
     assert f"{name} has {2**40} bytes, at most" in fetched.damaged[0]
     assert open_cache(tmp_path / "out").missing() == [Span(0, 0)]
+
+
+def test_a_cache_of_another_extent_than_can_be_is_refused(
+    tmp_path: Path, published: Published
+) -> None:
+    document, body = json.loads(published.read(ROOT)), json.loads(published.data)
+    for root_views, views, problem in (
+        (2**30, 2**30, "at most 4194304.*publish --again"),
+        (6, 4, "of another cache"),
+    ):
+        attributes = with_extent(document["attributes"], views=root_views)
+        root = json.dumps({**document, "attributes": attributes}).encode()
+        body["objects"][ROOT] = {"size_bytes": len(root), "sha256": sha256(root)}
+        changed = canonical_json({**body, "views": views})
+        for name, data in ((ROOT, root), ("manifest.json", changed)):
+            catalogues.stored(published.catalogue, published.id, name).write_bytes(data)
+        with pytest.raises(CorruptError, match=problem):
+            prepare_fetch(published.catalogue.published(published.id), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_under_another_id_is_refused(tmp_path: Path, published: Published) -> None:

@@ -79,6 +79,7 @@ def test_what_somebody_may_still_be_publishing_is_kept(
     assert list(waste.folders) == [cache]
     delete_waste(catalogue, waste)
     assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert catalogue.index().caches == {}
 
 
 def test_refs_to_caches_that_are_gone_are_deleted(catalogue: Catalogue, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from kdcache.sharing.publish import publish
 from kdcache.sharing.rebuild import rebuild
 from tests import tiny
 from tests.sharing import catalogues
-from tests.sharing.catalogues import TEAM, Watching
+from tests.sharing.catalogues import TEAM, Lagging, Watching
 
 PUBLISHERS = 8
 
@@ -21,28 +21,41 @@ def _publish(path: Path, place: Path, who: str) -> None:
     publish(open_cache(path), catalogues.new(place), replace(TEAM, who=who))
 
 
-def _publish_all(paths: list[Path], place: Path) -> None:
+def _publish_all(races: list[tuple[list[Path], Path]]) -> None:
     """Publish each cache in a process of its own, forked from one that has asked no store."""
-    children = [
-        tiny.start(_publish, path, place, f"publisher {number}")
-        for number, path in enumerate(paths)
+    for paths, place in races:
+        children = [
+            tiny.start(_publish, path, place, f"publisher {number}")
+            for number, path in enumerate(paths)
+        ]
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * len(paths)
+
+
+SLICED: dict[str, Any] = {"rows": (3, 2), "num_views": 8, "span_views": 1}
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Catalogues that eight processes published in: one cache, and slices of one cache."""
+    path = tmp_path_factory.mktemp("raced")
+    cache = catalogues.part(path / "cache")
+    spans = list(catalogues.part(path / "none", [], **SLICED).grid.spans())
+    slices = [
+        catalogues.part(path / f"slice {number}", spans[number::PUBLISHERS], **SLICED).path
+        for number in range(PUBLISHERS)
     ]
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0] * len(paths)
-
-
-def _race(paths: list[Path], place: Path) -> Catalogue:
-    parent = multiprocessing.get_context("spawn").Process(target=_publish_all, args=(paths, place))
+    races = [([cache.path] * PUBLISHERS, path / "same"), (slices, path / "slices")]
+    parent = multiprocessing.get_context("spawn").Process(target=_publish_all, args=(races,))
     parent.start()
     parent.join()
     assert parent.exitcode == 0
-    return catalogues.new(place)
+    return path
 
 
-def test_eight_publishers_of_one_cache_race_harmlessly(tmp_path: Path) -> None:
-    cache = catalogues.part(tmp_path / "cache")
-    catalogue = _race([cache.path] * PUBLISHERS, tmp_path / "catalogue")
+def test_eight_publishers_of_one_cache_race_harmlessly(raced: Path, tmp_path: Path) -> None:
+    cache, catalogue = open_cache(raced / "cache"), catalogues.new(raced / "same")
     published = catalogue.published(cache.info.id)
     catalogues.check_whole(published)
     assert published.manifest.is_complete
@@ -56,16 +69,11 @@ def test_eight_publishers_of_one_cache_race_harmlessly(tmp_path: Path) -> None:
     assert catalogue.index().caches.keys() == {cache.info.id}
 
 
-def test_eight_publishers_of_slices_of_one_cache_end_with_the_union(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rows": (3, 2), "num_views": 8, "span_views": 1}
-    spans = list(catalogues.part(tmp_path / "none", [], **options).grid.spans())
-    slices = [spans[number::PUBLISHERS] for number in range(PUBLISHERS)]
-    caches = [
-        catalogues.part(tmp_path / f"slice {number}", chosen, **options)
-        for number, chosen in enumerate(slices)
-    ]
-    catalogue = _race([cache.path for cache in caches], tmp_path / "catalogue")
-    published = catalogue.published(caches[0].info.id)
+def test_eight_publishers_of_slices_of_one_cache_end_with_the_union(
+    raced: Path, tmp_path: Path
+) -> None:
+    catalogue = catalogues.new(raced / "slices")
+    published = catalogue.published(open_cache(raced / "none").info.id)
     catalogues.check_whole(published)
     assert published.manifest.is_complete
     assert sorted(c.spans for c in published.manifest.contributions) == [2] * PUBLISHERS
@@ -108,6 +116,20 @@ def test_a_span_that_comes_while_the_manifest_is_made_is_in_it(tmp_path: Path) -
     sent = publish(ours, Catalogue(place, store=Watching(place, before=before)), TEAM)
     assert sent.published.manifest.spans == 3
     catalogues.check_whole(sent.published)
+
+
+def test_a_listing_that_shows_what_was_sent_later_leaves_nothing_out(tmp_path: Path) -> None:
+    spans = list(catalogues.part(tmp_path / "none", []).grid.spans())
+    place, manifests = tmp_path / "catalogue", []
+    for number, chosen in enumerate((spans[:2], spans[2:])):
+        cache = catalogues.part(tmp_path / f"part {number}", chosen)
+        catalogue = Catalogue(place, store=Lagging(place))
+        manifests.append(publish(cache, catalogue, TEAM).published.manifest)
+        catalogues.check_whole(catalogue.published(cache.info.id))
+        assert catalogue.index().caches.keys() == {cache.info.id}
+    assert [manifest.spans for manifest in manifests] == [2, 6]
+    assert [len(manifest.contributions) for manifest in manifests] == [1, 2]
+    assert rebuild(Catalogue(place)).mended == ()
 
 
 def _lay_down(cache: Cache, place: Path) -> None:
