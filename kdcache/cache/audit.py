@@ -1,12 +1,14 @@
 """Verification: digests of every object, views rendered again, the teacher run again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.in_place import PublishedFolder
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layers import explain_difference
 from kdcache.cache.layout import Span
@@ -26,6 +28,9 @@ from kdcache.targets.packed import Arrays
 
 TEACHER_KL_NATS = 1e-3
 TILES_BY_ZARR = 64
+READERS = 16  # objects of a published cache that are read at once
+
+DigestOf = Callable[[str], dict[str, int | str]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,10 @@ def check_objects(cache: Cache) -> Iterator[Finding]:
     metadata = list(_check_metadata(cache))
     yield from metadata
     yield from _check_samples(cache)
-    done, sound = committed(cache.objects), []
+    done, sound, digest_of = committed(cache.objects), [], _digests(cache)
+    yield from _check_published(cache, done, digest_of)
     for span in sorted(done):
-        findings = list(check_span(cache, span))
+        findings = list(check_span(cache, span, digest_of=digest_of))
         yield from findings
         if not findings:
             sound.append(span)
@@ -68,8 +74,39 @@ def _check_metadata(cache: Cache) -> Iterator[Finding]:
         yield Finding(name, problem, None)
 
 
-def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
-    """Yield what is wrong with a committed span.
+def _digests(cache: Cache) -> DigestOf:
+    """Return what tells size and sha256 of an object: of published ones, all of which are read."""
+    objects = cache.objects
+    if not isinstance(objects, PublishedFolder):
+        return objects.digest
+    with ThreadPoolExecutor(READERS) as pool:
+        found = {name: pool.submit(objects.digest, name) for name in objects.manifest.objects}
+
+    def digest_of(name: str) -> dict[str, int | str]:
+        if name not in found:
+            raise CorruptError(f"{objects.place / name}: is not in the manifest")
+        return found[name].result()
+
+    return digest_of
+
+
+def _check_published(cache: Cache, done: set[Span], digest_of: DigestOf) -> Iterator[Finding]:
+    """Yield which objects, of no span, are other than the manifest of a published cache says."""
+    if not isinstance(cache.objects, PublishedFolder):
+        return
+    of_spans = {name for span in done for name in cache.object_names(span).values()}
+    for name, entry in cache.objects.manifest.objects.items():
+        if name in of_spans:
+            continue
+        try:
+            if digest_of(name) != entry.model_dump():
+                yield Finding(name, "its sha256 differs from the manifest's", None)
+        except CorruptError as error:
+            yield Finding(name, str(error).split(": ", 1)[1], None)
+
+
+def check_span(cache: Cache, span: Span, *, digest_of: DigestOf | None = None) -> Iterator[Finding]:
+    """Yield what is wrong with a committed span. digest_of: an object's, where it was read before.
 
     Raises:
         UsageError: the system cannot read something of it, which may be sound.
@@ -86,7 +123,7 @@ def check_span(cache: Cache, span: Span) -> Iterator[Finding]:
     for name in cache.object_names(span).values():
         entry = commit.objects.get(name)
         try:
-            found = cache.objects.digest(name)
+            found = (digest_of or cache.objects.digest)(name)
         except CorruptError as error:
             yield Finding(name, str(error).split(": ", 1)[1].removesuffix(f"; {REPAIR}"), span)
             sound = False

@@ -208,10 +208,14 @@ def test_verify_reads_every_object_past_this_disk(lent: Lent) -> None:
     assert list(check_objects(cache)) == []
     _alter(lent.path / "indices/c/1/0/0/0")
     (lent.path / "tails/c/0/1/0/0").unlink()
+    _alter(lent.path / "uids/c/2/0")
+    (lent.path / "commits/2-1.json").unlink()
     found = {finding.where: finding.problem for finding in check_objects(open_cache(lent.place))}
-    assert found.keys() == {"indices/c/1/0/0/0", "tails/c/0/1/0/0"}
+    gone = "tails/c/0/1/0/0", "commits/2-1.json"
+    assert found.keys() == {"indices/c/1/0/0/0", "uids/c/2/0", *gone}
     assert found["indices/c/1/0/0/0"].startswith("its sha256 differs")
-    assert found["tails/c/0/1/0/0"].startswith("missing, though the manifest names it")
+    assert found["uids/c/2/0"] == "its sha256 differs from the manifest's"
+    assert all(found[name].startswith("missing, though the manifest names it") for name in gone)
 
 
 def test_nothing_is_written_in_place(lent: Lent) -> None:
