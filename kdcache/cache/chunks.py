@@ -77,13 +77,17 @@ def _compare(
 
 
 class PublishedChunks:
-    """Reads chunks of a published cache, each by one range of its object."""
+    """Reads chunks of a published cache, each by one range of its object.
+
+    Of a cache that is pinned, each object is read whole and compared by its sha256: a crc32c tells
+    accidents, and no malice.
+    """
 
     def __init__(self, folder: PublishedFolder) -> None:
         self._folder = folder
 
     def wanted(self, commit: Commit, array: str, name: str, *, position: int) -> Wanted:
-        """Return one chunk of an object as a piece, whose version is that of the object.
+        """Return one chunk of an object as a piece, or the whole of it.
 
         Raises:
             CorruptError: manifest and commit record do not tell of it, or differ.
@@ -97,6 +101,8 @@ class PublishedChunks:
             raise CorruptError(f"{where}: the manifest differs from its commit record; {_AGAIN}")
         if place.offset + place.size_bytes > entry.size_bytes:
             raise CorruptError(f"{where}: its commit record has it end later; {_AGAIN}")
+        if self._folder.place.pin is not None:
+            return self._folder.wanted(name)
         piece = Piece(self._folder.place, name, place.offset, place.size_bytes, entry.sha256)
         return Wanted(piece, lambda chunk: stated_checksum(chunk) == place.crc32c)
 
@@ -109,11 +115,15 @@ class PublishedChunks:
             EvictedError: as read_piece.
         """
         wanted = self.wanted(commit, array, name, position=position)
+        place = commit.tiles[array][position]
         try:
             chunk = wanted.read()
         except FileNotFoundError:
             raise self._folder.lost(name) from None
-        if not wanted.is_right(chunk):
+        is_right = wanted.is_right(chunk)
+        if self._folder.place.pin is not None:
+            chunk = chunk[place.offset : place.offset + place.size_bytes]
+        if not is_right or stated_checksum(chunk) != place.crc32c:
             raise CorruptError(
                 f"{self._folder.place / name}: damaged: a checksum differs from the commit "
                 f"record's, and did when it was read once more; {_AGAIN}"

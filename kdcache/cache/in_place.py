@@ -7,6 +7,7 @@ unless an object is read in part, which its reader proves. Nothing is written.
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from kdcache.cache.published import MANIFEST, MAX_BYTES, Manifest, manifest_digest, parse_manifest
@@ -26,13 +27,10 @@ _DAMAGED = (
 
 
 class PublishedFolder:
-    """Objects below a location, by a manifest. Holds nothing open, so that it works after a fork.
+    """Objects below a location, by a manifest. Holds nothing open: it works after a fork."""
 
-    required: the digest that whoever opened it asked the manifest to have; None for any.
-    """
-
-    def __init__(self, place: Location, manifest: Manifest, *, required: str | None) -> None:
-        self.place, self.manifest, self.required = place, manifest, required
+    def __init__(self, place: Location, manifest: Manifest) -> None:
+        self.place, self.manifest = place, manifest
         self._folders: dict[str, list[str]] = {}
         for name in manifest.objects:
             folder, _, last = name.rpartition("/")
@@ -140,18 +138,16 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_published(place: Location, *, manifest: str | None = None) -> PublishedFolder:
+def open_published(place: Location) -> PublishedFolder:
     """Return the objects of the published cache at CATALOGUE/caches/ID or CATALOGUE/refs/NAME.
-
-    manifest: sha256 that its manifest must have.
 
     Raises:
         UsageError: none is there, or the store refuses or does not answer.
         CorruptError: its manifest is damaged, or of another cache.
-        MismatchError: its manifest has another sha256.
+        MismatchError: its manifest is not the one that the place is pinned to.
     """
     if place.parent.name == REFS:
-        place = _referred(place)
+        place = replace(_referred(place), pin=place.pin)
     where = place / MANIFEST
     try:
         data = _small(place, MANIFEST)
@@ -160,9 +156,9 @@ def open_published(place: Location, *, manifest: str | None = None) -> Published
             f"{place}: no published cache here, it has no {MANIFEST}; name CATALOGUE/{CACHES}/ID "
             f"or CATALOGUE/{REFS}/NAME, and see that kdcache publish has ended"
         ) from None
-    if manifest is not None and manifest_digest(data) != manifest:
+    if place.pin is not None and manifest_digest(data) != place.pin:
         raise MismatchError(
-            f"{where}: sha256 {manifest_digest(data)[:12]}, expected {manifest[:12]}; it was "
+            f"{where}: sha256 {manifest_digest(data)[:12]}, expected {place.pin[:12]}; it was "
             "published anew meanwhile, or somebody changed it: look at it again"
         )
     found = parse_manifest(data, where=where)
@@ -171,7 +167,7 @@ def open_published(place: Location, *, manifest: str | None = None) -> Published
             f"{where}: the manifest of cache {found.cache[:12]}, expected {place.name[:12]}; ask "
             "who published it to publish it again"
         )
-    return PublishedFolder(place, found, required=manifest)
+    return PublishedFolder(place, found)
 
 
 def _small(place: Location, name: str) -> bytes:

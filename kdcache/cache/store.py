@@ -8,7 +8,7 @@ this one's. Its bytes are those that zarr-python writes and reads (zarr_path.py)
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,10 @@ def is_cache(place: Place) -> bool:
     return (path / ROOT).is_file() or (path / array_document("rows")).is_file()
 
 
-def open_cache(place: Place, *, checked: bool = True, manifest: str | None = None) -> "Cache":
+def open_cache(place: Place, *, checked: bool = True) -> "Cache":
     """Return the cache at a path, or the published one at a location, to be read in place.
 
-    checked: False leaves it to problems() to find damaged metadata. manifest: sha256 that the
-    manifest of a published cache must have, where somebody has looked at it before.
+    checked: False leaves it to problems() to find damaged metadata.
 
     Raises:
         UsageError: no cache is there, its format is newer, or its store does not answer.
@@ -88,7 +87,7 @@ def open_cache(place: Place, *, checked: bool = True, manifest: str | None = Non
         MismatchError: its manifest has another sha256.
     """
     if isinstance(place, Location):
-        return Cache(open_published(place, manifest=manifest), checked=checked)
+        return Cache(open_published(place), checked=checked)
     path = local_path(place)
     if not is_cache(path):
         raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
@@ -138,9 +137,7 @@ class Cache:
             objects.check_cache(self.info.id)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.objects, Folder):
-            return (open_cache, (self.place,))
-        return (partial(open_cache, manifest=self.objects.required), (self.place,))
+        return (open_cache, (self.place,))
 
     @property
     def is_local(self) -> bool:

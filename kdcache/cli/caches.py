@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcache.cli.data import Json
+from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE, path
 from kdcache.cli.teachers import (
@@ -24,7 +25,7 @@ from kdcache.cli.teachers import (
     teacher_given,
 )
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
-from kdcache.stores.location import parse_place
+from kdcache.stores.location import Location, Place, parse_place
 
 if TYPE_CHECKING:
     from kdcache.cache.audit import Finding
@@ -115,6 +116,17 @@ def _steadiness(store: "Cache") -> str:
     return f"differs by {repeat:.2g} nats from call to call, {batch:.2g} with the batch"
 
 
+def _signed(place: Place, trusted: Path | None) -> "tuple[Place, str, list[Finding]]":
+    """Return a cache's place, who signed it, and what is unlike what was signed."""
+    from kdcache.sharing.keys import load_trusted
+    from kdcache.sharing.signed import check_folder, check_pinned
+
+    keys = load_trusted(trusted)
+    if isinstance(place, Location):
+        return *check_pinned(place, keys), []
+    return place, *check_folder(place, keys)
+
+
 def verify(
     cache: CacheText,
     data: Annotated[
@@ -153,6 +165,8 @@ def verify(
     std: Std = None,
     precision: PrecisionOption = None,
     device: Device = "auto",
+    require_signature: RequireSignature = False,
+    trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:
     """Check every object's digest; with --data the pixels, with --teacher the targets as well.
@@ -181,16 +195,22 @@ def verify(
         )
     if replay is None:
         replay = 0.0 if data is None else REPLAY_SHARE
-    store = open_cache(parse_place(cache), checked=False)
+    place, signed = parse_place(cache), None
+    unlike: list[Finding] = []
+    if require_signature:
+        place, signed, unlike = _signed(place, trusted)
+    store = open_cache(place, checked=False)
     where = store.place
-    damage = list(check_objects(store))
+    damage = [*unlike, *check_objects(store)]
     absent = store.missing()
     value: dict[str, Any] = {
         "id": store.info.id,
+        "signed_by": signed,
         "damaged": [finding_value(finding) for finding in damage],
         "spans_missing": len(absent),
     }
-    lines: dict[str, object] = {
+    lines: dict[str, object] = {} if signed is None else {"signed by": signed}
+    lines |= {
         "objects": (f"{len(damage)} damaged" if damage else "all as committed")
         + ("" if store.is_local else ", each read whole from its store"),
         "spans": f"{len(absent)} missing" if absent else "complete",

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcache.cli.data import Json
+from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, say
-from kdcache.cli.places import CACHE_HELP, PLACE
+from kdcache.cli.places import CACHE_HELP, PLACE, cache_places
 from kdcache.cli.teachers import Average, Device, Labels, numbers, triple
 from kdcache.cli.train import STUDENT_HELP, Channels, Data
 from kdcache.stores.location import parse_place
@@ -60,6 +61,8 @@ def evaluate(
     device: Device = "auto",
     mean: Channels = None,
     std: Channels = None,
+    require_signature: RequireSignature = False,
+    trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:
     """Measure a student: top-1, top-5, calibration, KL to the teacher and agreement with it.
@@ -83,9 +86,10 @@ def evaluate(
     from kdcache.student.trained import load_trained, make_facts
     from kdcache.targets.labels import load_labels
 
+    places = cache_places(cache, require_signature=require_signature, trusted=trusted)
     taught = _joined(weights, num_caches=len(cache))
     targets = join_targets(
-        [open_cache(parse_place(text)) for text in cache],
+        [open_cache(place) for place in places],
         shares=taught.get("shares") if shares is None else numbers(shares, "--weights"),
         average=taught.get("average", "logits") if average is None else average.value,
         labels=None if labels is None else load_labels(labels),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdcache.cli.data import Json
-from kdcache.cli.keys import Trusted
+from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar
 from kdcache.cli.sharing import fetch_and_give
 from kdcache.cli.upkeep import read_range
@@ -43,7 +43,7 @@ def push(
 
       kdcache hub push build/catalogue/caches/5b9c… team/imagenet-targets
     """
-    from kdcache.sharing.hub import published_at
+    from kdcache.sharing.catalogue import published_at
     from kdcache.sharing.hub import push as push_published
     from kdcache.stores.location import parse_place
 
@@ -85,10 +85,7 @@ def pull(
     tars: Annotated[
         str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
     ] = None,
-    require_signature: Annotated[
-        bool,
-        typer.Option("--require-signature", help="Refuse a cache that no trusted key signed."),
-    ] = False,
+    require_signature: RequireSignature = False,
     trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:

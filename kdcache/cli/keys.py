@@ -12,6 +12,9 @@ Trusted = Annotated[
     Path | None,
     typer.Option(help="Folder of trusted keys; default: kdcache/trusted in your configuration."),
 ]
+RequireSignature = Annotated[
+    bool, typer.Option("--require-signature", help="Refuse a cache that no trusted key signed.")
+]
 Owner = Annotated[str | None, typer.Option(help="Whose key it is, in your words.")]
 
 app = typer.Typer(no_args_is_help=True, help="Keys that sign caches, and whose you trust.")

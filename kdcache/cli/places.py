@@ -24,6 +24,25 @@ def path(text: str) -> Path:
     return place
 
 
+def cache_places(
+    texts: list[str] | None, *, require_signature: bool, trusted: Path | None
+) -> list[Place]:
+    """Return where caches are; with signatures required, pinned to what a trusted key signed.
+
+    Raises:
+        UntrustedError: no trusted key signed one of them.
+        UsageError: one is on this disk, where nothing is signed.
+    """
+    places = [parse_place(text) for text in texts or []]
+    if not require_signature:
+        return places
+    from kdcache.sharing.keys import load_trusted
+    from kdcache.sharing.signed import check_pinned
+
+    keys = load_trusted(trusted)
+    return [check_pinned(place, keys)[0] for place in places]
+
+
 def absolute(place: Place) -> Place:
     """Return the same place, for a process that starts in another folder."""
     return place if isinstance(place, Location) else place.absolute()

@@ -7,7 +7,7 @@ import typer
 
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath
 from kdcache.cli.data import Json
-from kdcache.cli.keys import Trusted
+from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar, say
 from kdcache.cli.upkeep import read_range
 from kdcache.errors import CorruptError, IncompleteError
@@ -172,10 +172,7 @@ def fetch(
     tars: Annotated[
         str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
     ] = None,
-    require_signature: Annotated[
-        bool,
-        typer.Option("--require-signature", help="Refuse a cache that no trusted key signed."),
-    ] = False,
+    require_signature: RequireSignature = False,
     trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcache.cli.data import Json
+from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, say
-from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE
+from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE, cache_places
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.teachers import PANEL as TEACHER
 from kdcache.cli.teachers import (
@@ -246,6 +247,8 @@ def train(
         bool, _option(COMPUTING, "Run the student through torch.compile.", "--compile")
     ] = False,
     device: Device = "auto",
+    require_signature: RequireSignature = False,
+    trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:
     """Train a student.
@@ -273,9 +276,12 @@ def train(
     given["std"] = None if std is None else triple(std, "--std")
     values = {name: given[name] for name in TrainConfig.model_fields}
     config = make_config(**{n: v.value if isinstance(v, StrEnum) else v for n, v in values.items()})
-    spec = _teacher(given)
+    caches, val_caches = (
+        cache_places(texts, require_signature=require_signature, trusted=trusted)
+        for texts in (cache, val_cache)
+    )
+    spec = _teacher(given, caches)
     plan = None if recipe is None else load_recipe(recipe)
-    caches, val_caches = map(_places, (cache, val_cache))
     sources = Sources(
         parse_place(data),
         cache=caches[0] if caches else None,
@@ -307,11 +313,7 @@ def train(
             give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
 
 
-def _places(texts: list[str] | None) -> list[Place]:
-    return [parse_place(text) for text in texts or []]
-
-
-def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
+def _teacher(given: dict[str, Any], caches: list[Place]) -> "TeacherSpec | None":
     """Return how the teacher is loaded; what is not said is as the cache's was.
 
     Raises:
@@ -333,7 +335,7 @@ def _teacher(given: dict[str, Any]) -> "TeacherSpec | None":
             "--teacher: looks at views with --learn online, or makes those that a cache lacks with "
             "--write-through; add one of them"
         )
-    place = next(iter(_places(given["cache"])), None)
+    place = next(iter(caches), None)
     own = {name: given[f"teacher_{name}"] for name in ("weights", "mean", "std", "precision")}
     like = open_cache(place) if place is not None and is_cache(place) else None
     return teacher_given({**given, **own, "compiled": False}, None, like=like)

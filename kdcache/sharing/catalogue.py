@@ -319,3 +319,21 @@ class Catalogue:
             f"{self.place}: has no cache or ref {ascii(text[:80])[1:-1]}; give an id, its first 8 "
             "digits or more, or the name of a ref; see kdcache find"
         )
+
+
+def published_at(place: Place) -> Published:
+    """Return the published cache at CATALOGUE/caches/ID, or that CATALOGUE/refs/NAME names.
+
+    Raises:
+        UsageError: there is none.
+        CorruptError: its manifest is damaged, or another cache's.
+    """
+    catalogue, kind = Catalogue(place.parent.parent), place.parent.name
+    if kind == REFS:
+        return catalogue.published(catalogue.resolve(place.name.removesuffix(".json")))
+    if kind != CACHES or (found := catalogue.find(place.name)) is None:
+        raise UsageError(
+            f"{place}: no published cache; run kdcache publish, then give CATALOGUE/{CACHES}/ID or "
+            f"CATALOGUE/{REFS}/NAME"
+        )
+    return found

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kdcache.cache.in_place import CACHES
 from kdcache.cache.inventory import published_spans
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.published import MANIFEST, MAX_BYTES, SIGNATURE, Manifest, parse_manifest
@@ -21,7 +20,6 @@ from kdcache.sharing.describing import descriptions
 from kdcache.sharing.hub_store import KIND, HubStore, check_name, hushed, refusal
 from kdcache.sharing.settle import basis_of
 from kdcache.sharing.together import together
-from kdcache.stores.location import Place
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -36,21 +34,6 @@ class Pushed:
 
     commit: str
     address: str
-
-
-def published_at(place: Place) -> Published:
-    """Return the published cache whose folder in a catalogue is at a place, CATALOGUE/caches/ID.
-
-    Raises:
-        UsageError: there is none.
-        CorruptError: its manifest is damaged, or another cache's.
-    """
-    catalogue = Catalogue(place.parent.parent)
-    if place.parent.name != CACHES or (found := catalogue.find(place.name)) is None:
-        raise UsageError(
-            f"{place}: no published cache; run kdcache publish, then give CATALOGUE/{CACHES}/ID"
-        )
-    return found
 
 
 def published_on_hub(repository: str, revision: str | None = None) -> Published:

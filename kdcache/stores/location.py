@@ -26,10 +26,13 @@ CONTAINERS = ("abfs", "abfss")  # abfs://CONTAINER@ACCOUNT…: what stands befor
 class Location:
     """A prefix in a store, such as s3://BUCKET/PREFIX or https://HOST/PATH.
 
-    url: without a slash at its end; may hold credentials, which str() leaves out.
+    url: without a slash at its end; may hold credentials, which str() leaves out. pin: sha256 that
+    the manifest of the published cache there must have; each of its objects is then read whole, and
+    compared with it.
     """
 
     url: str
+    pin: str | None = None
 
     def __truediv__(self, name: str) -> "Location":
         parts = urlsplit(self.url)

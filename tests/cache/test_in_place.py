@@ -5,6 +5,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,12 +118,12 @@ def test_readers_see_nothing_before_the_manifest(lent: Lent) -> None:
 
 def test_the_manifest_must_be_the_one_that_was_looked_at(lent: Lent) -> None:
     data = (lent.path / MANIFEST).read_bytes()
-    cache = open_cache(lent.place, manifest=manifest_digest(data))
+    cache = open_cache(replace(lent.place, pin=manifest_digest(data)))
     assert cache.missing() == []
     (lent.path / MANIFEST).write_bytes(data.replace(b'"name":null', b'"name":"x"', 1))
     assert open_cache(lent.place).missing() == []
     with pytest.raises(MismatchError, match=f"json: sha256 .*{manifest_digest(data)[:12]}"):
-        open_cache(lent.place, manifest=manifest_digest(data))
+        open_cache(replace(lent.place, pin=manifest_digest(data)))
     with pytest.raises(MismatchError, match="somebody changed it"):
         pickle.loads(pickle.dumps(cache))
 

@@ -13,8 +13,8 @@ from kdcache.cache.published import MANIFEST
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.sharing import hub as hubs
-from kdcache.sharing.catalogue import Published, open_catalogue
-from kdcache.sharing.hub import published_at, published_on_hub, push
+from kdcache.sharing.catalogue import Published, open_catalogue, published_at
+from kdcache.sharing.hub import published_on_hub, push
 from kdcache.sharing.hub_store import HubStore
 from kdcache.sharing.publish import Publisher, publish
 from kdcache.stores.location import Location
