@@ -4,6 +4,7 @@ Invariant: requests keep their order. What is brought is only ever a help: a pro
 find a piece on the disk asks for it, or says so (EvictedError).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from kdcache.stores.disk import Piece, disk_cache, read_piece
 
 THREADS = 32
 DEPTH = 64  # requests on the way, of each stage
+SEEN_S = 2.0  # for which a piece that was seen on the disk is not looked for again
 SHARE = 4  # part of the disk cache that pieces on the way may fill
 
 R = TypeVar("R")
@@ -39,15 +41,22 @@ class _Bringer:
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
         self._coming: dict[Piece, Future[None]] = {}
+        self._here: dict[Piece, float] = {}  # when they were seen on the disk
+        self._cache = disk_cache()
 
     def bring(self, wanted: Wanted) -> Future[None] | None:
         """Return the future of a piece; None if it is on the disk, or too large for it."""
-        piece, cache = wanted.piece, disk_cache()
+        piece, now = wanted.piece, time.monotonic()
+        if now - self._here.get(piece, -SEEN_S) < SEEN_S:
+            return None
         future = self._coming.get(piece)
         if future is not None and not future.done():
             return future
-        if cache.holds(piece) or piece.size_bytes >= cache.limit_bytes:
+        if self._cache.holds(piece) or piece.size_bytes >= self._cache.limit_bytes:
             self._coming.pop(piece, None)
+            self._here[piece] = now
+            if len(self._here) > THREADS * DEPTH:
+                self._here = {p: at for p, at in self._here.items() if now - at < SEEN_S}
             return None
         if len(self._coming) > THREADS * DEPTH:
             self._coming = {p: f for p, f in self._coming.items() if not f.done()}
