@@ -211,6 +211,18 @@ def local_path(path: Path) -> Path:
     return path if data is None else path.parents[1] / CACHES / _named(data, path)
 
 
+def what_is_there(path: Path) -> str | None:
+    """Return what to give instead of a path that belongs to a catalogue; None for others."""
+    if (path / CACHES).is_dir():
+        return f"a catalogue: give {path / CACHES}/ID or {path / REFS}/NAME"
+    if path.parent.name == REFS or (path.name == REFS and path.is_dir()):
+        catalogue = path.parent if path.name == REFS else path.parents[1]
+        return f"no such ref; kdcache find {catalogue} lists what is there"
+    if path.parent.name == CACHES and path.parent.is_dir():
+        return f"give the whole id; kdcache find {path.parents[1]} --json lists them"
+    return None
+
+
 def _ref_file(name: str) -> str:
     return f"{name.removesuffix('.json')}.json"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader, PublishedChunks
 from kdcache.cache.encode import encode_span
-from kdcache.cache.in_place import PublishedFolder, local_path, open_published
+from kdcache.cache.in_place import PublishedFolder, local_path, open_published, what_is_there
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
 from kdcache.cache.limits import chunks_fit
@@ -90,7 +90,8 @@ def open_cache(place: Place, *, checked: bool = True) -> "Cache":
         return Cache(open_published(place), checked=checked)
     path = local_path(place)
     if not is_cache(path):
-        raise UsageError(f"{path}: no cache here; make one with kdcache precompute")
+        advice = what_is_there(path) or "make one with kdcache precompute"
+        raise UsageError(f"{path}: no cache here; {advice}")
     while True:
         root = _bytes(path / ROOT)
         try:

@@ -59,7 +59,8 @@ def inspect(cache: CacheText, as_json: Json = False) -> None:
         f"({value['dataset']['id'][:12]})",
         "recipe": f"{', '.join(_flat(store.info.recipe.canonical()))} "
         f"({value['recipe']['id'][:12]})",
-        "teacher": f"{value['teacher']['spec']}{_mean(store)}, {value['teacher']['precision']} "
+        "teacher": f"{value['teacher']['spec']}{_mean(store)}, "
+        f"{value['teacher'].get('precision', 'of unknown precision')} "
         f"({value['teacher']['id'][:12]})",
         "steady": _steadiness(store),
         "classes": value["num_classes"],

@@ -16,7 +16,7 @@ from kdcache.errors import CorruptError, UntrustedError, UsageError
 from kdcache.texts import printable
 
 if TYPE_CHECKING:
-    from kdcache.sharing.catalogue import Published
+    from kdcache.sharing.catalogue import Catalogue, Published
     from kdcache.sharing.gc import Waste
     from kdcache.sharing.index import Ref, Summary
 
@@ -62,6 +62,7 @@ def find(
         views=views,
     )
     place = open_catalogue(catalogue)
+    place.check_there()
     summaries, damaged = place.summaries()
     refs, bad = place.refs()
     found = choose(summaries, wanted)
@@ -153,7 +154,7 @@ def show(
 
     place = open_catalogue(catalogue)
     published = place.published(place.resolve(cache))
-    refs, _ = place.refs() if place.lists else ({}, {})
+    refs = _refs(place)
     try:
         signed_by, doubt = check_signed(published, load_trusted(trusted)), None
     except UntrustedError as error:
@@ -164,6 +165,14 @@ def show(
     give(
         value, as_json=as_json, lines=_shown(published, summary, names, signed_by or f"no: {doubt}")
     )
+
+
+def _refs(place: "Catalogue") -> "dict[str, Ref]":
+    """Return the refs of a catalogue; none where it cannot tell them."""
+    try:
+        return place.refs()[0]
+    except (CorruptError, UsageError):  # of catalog.json, which is only a help
+        return {}
 
 
 def _shown(

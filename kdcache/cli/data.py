@@ -25,7 +25,12 @@ def pack(
     source: Annotated[
         str, typer.Argument(help="Image folder, arrays.npz, or torchvision:NAME with --root.")
     ],
-    out: Annotated[Path, typer.Argument(help="New folder for the tars and dataset.json.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            parser=path, metavar="OUT", help="New folder here for the tars and dataset.json."
+        ),
+    ],
     rows_per_tar: Annotated[int, typer.Option(help="Images in each tar.")] = 1024,
     shuffle_seed: Annotated[
         int | None, typer.Option(help="Shuffle the images by this seed; default: keep order.")

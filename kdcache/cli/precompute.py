@@ -143,9 +143,15 @@ def precompute(
         bool,
         typer.Option("--retry-quarantined", help="Try the spans again that failed before."),
     ] = False,
-    data_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
-    weights_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
-    output_licence: Annotated[str | None, typer.Option(help="SPDX expression.")] = None,
+    data_licence: Annotated[
+        str | None, typer.Option("--licence-data", "--data-licence", help="SPDX expression.")
+    ] = None,
+    weights_licence: Annotated[
+        str | None, typer.Option("--licence-weights", "--weights-licence", help="SPDX expression.")
+    ] = None,
+    output_licence: Annotated[
+        str | None, typer.Option("--licence-output", "--output-licence", help="SPDX expression.")
+    ] = None,
     catalogue: CatalogueOption = None,
     fetch: FetchOption = False,
     require_signature: RequireOption = False,

@@ -84,9 +84,7 @@ class Reuse:
             there = licences_there(self.catalogue, info.id)
             return check_licences(info.licences, {}, there=there, unknown=self.licence_unknown)
         except UsageError as error:
-            raise UsageError(
-                f"--publish: {error} (here: --data-licence, --weights-licence, --output-licence)"
-            ) from None
+            raise UsageError(f"--publish: {error}") from None
 
     def look(
         self, info: "CacheInfo", cache: Path, *, views: int, as_json: bool
@@ -97,7 +95,8 @@ class Reuse:
             UntrustedError: it is to be fetched, and no trusted key signed it.
         """
         found = self.catalogue.find(info.id)
-        say(_told(self.catalogue, info.id, found, cache, views=views), as_json=as_json)
+        out = None if self.fetches else cache
+        say(_told(self.catalogue, info.id, found, out, views=views), as_json=as_json)
         if found is not None and self.fetches and self.trusted is not None:
             from kdcache.sharing.signed import check_signed
 
@@ -129,7 +128,11 @@ class Reuse:
         """Return what publishing did; None where nothing is to be published."""
         if licences is None:
             return None
-        return publish_visibly(store, self.catalogue, licences, who=None)
+        from kdcache.sharing.owners import publisher_name
+        from kdcache.sharing.publish import Publisher, code_commit
+
+        publisher = Publisher(publisher_name(None), licences, commit=code_commit())
+        return publish_visibly(store, self.catalogue, publisher)
 
 
 def reuse_given(given: dict[str, Any]) -> Reuse | None:
@@ -158,9 +161,9 @@ def reuse_given(given: dict[str, Any]) -> Reuse | None:
 
 
 def _told(
-    catalogue: "Catalogue", cache: str, found: "Published | None", out: Path, *, views: int
+    catalogue: "Catalogue", cache: str, found: "Published | None", out: Path | None, *, views: int
 ) -> str:
-    """Return what is published of a cache, in words."""
+    """Return what is published of a cache, in words. out: where it might be fetched to."""
     if found is None:
         return f"{catalogue.place}: has no cache {cache[:12]}"
     from kdcache.cache.inventory import published_spans
@@ -170,14 +173,16 @@ def _told(
     runs = min(views, manifest.views) // of_span
     spans = [run for _, run in published_spans(manifest.objects) if run < runs]
     whole = [run for run in range(runs) if spans.count(run) == tars]
-    advice = f"kdcache fetch {catalogue.place} {cache[:12]} {out}"
+    fetch = f"kdcache fetch {catalogue.place} {cache[:12]} {out}"
     if len(whole) * of_span == views:
-        return f"{catalogue.place}: all {views} views are there: {advice} --views {views}"
+        advice = "fetching them" if out is None else f"{fetch} --views {views}"
+        return f"{catalogue.place}: all {views} views are there: {advice}"
     ranges = ", ".join(_ranges([(r * of_span, (r + 1) * of_span - 1) for r in whole]))
     part = f"views {ranges} of {views}" if whole else f"{len(spans)} spans"
     more = len(spans) - len(whole) * tars
     beside = f", and {more} spans of others" if whole and more else ""
-    return f"{catalogue.place}: {part} are there{beside}: {advice}, or --fetch"
+    advice = "fetching them first" if out is None else f"{fetch}, or --fetch"
+    return f"{catalogue.place}: {part} are there{beside}: {advice}"
 
 
 def _ranges(parts: list[tuple[int, int]]) -> list[str]:

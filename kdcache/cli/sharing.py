@@ -9,15 +9,15 @@ from kdcache.cli.caches import FINDINGS_SHOWN, CachePath
 from kdcache.cli.data import Json
 from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar, say
+from kdcache.cli.places import path
 from kdcache.cli.upkeep import read_range
-from kdcache.errors import CorruptError, IncompleteError
+from kdcache.errors import CorruptError, IncompleteError, UsageError
 
 if TYPE_CHECKING:
-    from kdcache.cache.published import Licences
     from kdcache.cache.store import Cache
     from kdcache.sharing.catalogue import Catalogue
     from kdcache.sharing.fetch import Fetched, Fetching
-    from kdcache.sharing.publish import Sent
+    from kdcache.sharing.publish import Publisher, Sent
 
 CATALOGUE_HELP = "Folder, s3://BUCKET/PREFIX, gs://…, az://…, or https://… to read only."
 CatalogueText = Annotated[str, typer.Argument(metavar="CATALOGUE", help=CATALOGUE_HELP)]
@@ -44,17 +44,31 @@ def publish(
     sign: SignBy = None,
     who: Who = None,
     licence_data: Annotated[
-        str | None, typer.Option(help="SPDX expression, of the images.")
+        str | None,
+        typer.Option("--licence-data", "--data-licence", help="SPDX expression, of the images."),
     ] = None,
     licence_weights: Annotated[
-        str | None, typer.Option(help="SPDX expression, of the teacher's weights.")
+        str | None,
+        typer.Option(
+            "--licence-weights",
+            "--weights-licence",
+            help="SPDX expression, of the teacher's weights.",
+        ),
     ] = None,
     licence_output: Annotated[
-        str | None, typer.Option(help="SPDX expression, of the targets.")
+        str | None,
+        typer.Option(
+            "--licence-output", "--output-licence", help="SPDX expression, of the targets."
+        ),
     ] = None,
     licence_unknown: Unknown = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Send what is there already too: mends damaged objects.")
+        bool,
+        typer.Option(
+            "--again",
+            help="Send what is there already too: mends damaged objects. Licences that are given "
+            "replace those that are published.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -71,45 +85,48 @@ def publish(
     from kdcache.cache.store import open_cache
     from kdcache.sharing.catalogue import open_catalogue
     from kdcache.sharing.keys import load_signer
-    from kdcache.sharing.owners import check_licences, licences_there
+    from kdcache.sharing.owners import check_licences, licences_there, publisher_name
+    from kdcache.sharing.publish import Publisher, code_commit
 
     store = open_cache(cache)
     given = {"data": licence_data, "weights": licence_weights, "output": licence_output}
     place = open_catalogue(catalogue, create=True)
+    was_there = not isinstance(place.place, Path) or place.place.exists()
     there = licences_there(place, store.info.id)
     licences = check_licences(store.info.licences, given, there=there, unknown=licence_unknown)
     signer = None if sign is None else load_signer(sign)
-    sent = publish_visibly(store, place, licences, who=who, ref=ref, signer=signer, again=again)
+    publisher = Publisher(
+        publisher_name(who),
+        licences,
+        corrects=again and any(given.values()),
+        ref=ref,
+        signer=signer,
+        commit=code_commit(),
+    )
+    sent = publish_visibly(store, place, publisher, again=again)
     give(
         published_value(sent),
         as_json=as_json,
         lines={
-            "cache": f"{place.place} ({sent.published.id[:12]})",
+            "cache": sent.published.id,
+            "catalogue": f"{place.place}{'' if was_there else ', a new folder here'}",
             **published_lines(sent),
+            **({} if ref is None else {"ref": ref}),
+            **({} if signer is None else {"signed with": f"key {signer.public_key.keyid[:16]}"}),
+            "published by": publisher.who,
+            "licences": ", ".join(f"{part} {text or 'unknown'}" for part, text in licences),
         },
     )
     _say_damaged(sent, as_json=as_json)
 
 
 def publish_visibly(
-    store: "Cache",
-    catalogue: "Catalogue",
-    licences: "Licences",
-    *,
-    who: str | None,
-    ref: str | None = None,
-    signer: Any = None,
-    again: bool = False,
+    store: "Cache", catalogue: "Catalogue", publisher: "Publisher", *, again: bool = False
 ) -> "Sent":
     """Publish a cache, with a progress bar."""
     from kdcache.cache.manifest import committed
-    from kdcache.sharing.owners import publisher_name
-    from kdcache.sharing.publish import Publisher, code_commit
     from kdcache.sharing.publish import publish as publish_cache
 
-    publisher = Publisher(
-        publisher_name(who), licences, ref=ref, signer=signer, commit=code_commit()
-    )
     spans = len(committed(store.folder))
     with progress_bar("publish", spans, rates=_spans_per_s) as advance:
         return publish_cache(store, catalogue, publisher, again=again, progress=advance)
@@ -152,6 +169,10 @@ def published_lines(sent: "Sent") -> dict[str, object]:
     }
     if sent.differing:
         lines["differing"] = f"{len(sent.differing)} spans of others, kept as they were"
+    if sent.unsigned:
+        lines["signature"] = (
+            "of an older manifest: who requires one is refused until somebody runs kdcache sign"
+        )
     return lines
 
 
@@ -163,7 +184,7 @@ def _say_damaged(sent: "Sent", *, as_json: bool) -> None:
 def fetch(
     catalogue: CatalogueText,
     cache: Named,
-    out: Annotated[Path, typer.Argument(help="Where the cache goes.")],
+    out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="Where the cache goes.")],
     views: Annotated[
         int | None,
         typer.Option(min=1, help="Views that the cache here has: the first; default: all."),
@@ -192,6 +213,8 @@ def fetch(
     from kdcache.sharing.keys import load_trusted
     from kdcache.sharing.signed import check_signed
 
+    if views is not None and first >= views:
+        raise UsageError(f"--from {first}: expected a view before the {views} of --views")
     place = open_catalogue(catalogue)
     keys = load_trusted(trusted) if require_signature else None
     published = place.published(place.resolve(cache))

@@ -207,6 +207,18 @@ class Catalogue:
         """Return what a cache's manifest says; as published."""
         return self.published(cache).manifest
 
+    def check_there(self) -> None:
+        """Check that a place where nothing is published was a catalogue once.
+
+        Raises:
+            UsageError: nothing there is a catalogue's.
+        """
+        if self.lists and not self.folders() and self.store.size(INDEX) is None:
+            raise UsageError(
+                f"{self.place}: no catalogue here, it has no {CACHES}/; check the address, or make "
+                "one with kdcache publish"
+            )
+
     def folders(self) -> list[str]:
         """Return the ids of which something is there, a manifest or not; of stores that list."""
         return [name for name in self.store.folders(CACHES) if _ID.fullmatch(name)]

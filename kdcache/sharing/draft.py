@@ -45,7 +45,8 @@ class Basis:
     """What a cache is, whatever spans of it are there.
 
     attributes: of the root group. rows: the object that tells of each tar's rows. samples: the
-    objects that tell of the samples, rows among them.
+    objects that tell of the samples, rows among them. corrects: its licences take the place of
+    others.
     """
 
     attributes: Document
@@ -53,6 +54,7 @@ class Basis:
     rows: bytes
     samples: Mapping[str, PublishedObject]
     licences: Licences
+    corrects: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def find_waste(catalogue: Catalogue, *, older_than_s: float = DAY_S) -> Waste:
         UsageError: the store cannot be written, or refuses or does not answer.
     """
     check_writable(catalogue)
+    catalogue.check_there()
     latest = time.time() - older_than_s
     objects: list[Entry] = []
     folders: dict[str, tuple[Entry, ...]] = {}

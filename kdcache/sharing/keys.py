@@ -136,6 +136,8 @@ def load_signer(path: Path) -> CryptoSigner:
         raise UsageError(
             f"{path}: cannot read the key: {reason}; make one with kdcache keys make"
         ) from None
+    if data.startswith(b"kdcache-ed25519 "):
+        raise UsageError(f"{path}: a public key, which signs nothing; give the private one")
     if mode & _OTHERS:
         raise UsageError(
             f"{path}: others may use this private key (mode {mode & 0o777:03o}, expected 600); "

@@ -35,11 +35,13 @@ class Publisher:
     """Who publishes, and under which licences.
 
     ref: a name that shall refer to the cache. signer: signs the manifest. when: UTC; None for now.
-    commit: of the code that computed, where it is known.
+    commit: of the code that computed, where it is known. corrects: the licences take the place of
+    those that are published.
     """
 
     who: str
     licences: Licences
+    corrects: bool = False
     ref: str | None = None
     signer: CryptoSigner | None = None
     when: str | None = None
@@ -52,6 +54,7 @@ class Sent:
 
     sent: spans, of size_bytes. there: spans that were there already. differing: those that are
     there with other objects than the local cache's. damaged: what is wrong with what others left.
+    unsigned: what was signed is another manifest than is there now.
     """
 
     published: Published
@@ -61,6 +64,7 @@ class Sent:
     differing: tuple[Span, ...]
     damaged: tuple[str, ...]
     ref: Ref | None
+    unsigned: bool
 
 
 def publish(
@@ -97,6 +101,7 @@ def publish(
         rows=cache.folder.read(ROWS),
         samples=samples,
         licences=publisher.licences,
+        corrects=publisher.corrects,
     )
     joined_with(before, mine)  # which refuses what cannot be, before anything is sent
     outcomes = sending.send_all(spans, progress)
@@ -120,7 +125,13 @@ def publish(
         differing=tuple(sorted(differing)),
         damaged=tuple(settled.damaged.values()),
         ref=ref,
+        unsigned=publisher.signer is None and _was_signed(found, before),
     )
+
+
+def _was_signed(found: Published, before: Published | None) -> bool:
+    changed = before is not None and before.data != found.data
+    return changed and found.signature() is not None
 
 
 def _settle(

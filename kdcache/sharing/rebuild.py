@@ -31,6 +31,7 @@ def rebuild(catalogue: Catalogue) -> Rebuilt:
         UsageError: the store refuses, or does not answer.
     """
     check_writable(catalogue)
+    catalogue.check_there()
     found: dict[str, Summary] = {}
     mended: list[str] = []
     damaged: list[str] = []

@@ -121,7 +121,9 @@ def joined(mine: Basis, there: Basis, *, where: str) -> Basis:
             f"{where}: its spans are laid out otherwise: {differs}; precompute with the same "
             "--span-views, or publish in another catalogue"
         )
-    licences = joined_licences(mine.licences, there.licences, where=where)
+    licences = mine.licences
+    if not mine.corrects:
+        licences = joined_licences(licences, there.licences, where=where)
     larger = mine if mine.views > there.views else there
     return Basis(larger.attributes, larger.views, there.rows, there.samples, licences)
 
@@ -137,7 +139,8 @@ def joined_licences(mine: Licences, there: Licences, *, where: str) -> Licences:
         if None not in (licence, ours[part]) and licence != ours[part]:
             raise MismatchError(
                 f"{where}: published with the {part} licence {licence}, here it is {ours[part]}; "
-                f"see who is right (kdcache show names who published), and give --licence-{part}"
+                f"see who is right (kdcache show names who published); --again --licence-{part} "
+                "corrects it"
             )
     return Licences(**{part: theirs[part] or ours[part] for part in theirs})
 

@@ -77,6 +77,8 @@ def parse_place(text: str) -> Place:
         UsageError: its scheme is unknown, or it names no bucket or host.
     """
     scheme, mark, rest = text.partition("://")
+    if not mark and text.partition(":/")[0] in (*SCHEMES, "file") and ":/" in text:
+        raise UsageError(f"{text[:40]!a}: one slash after the scheme, expected two: NAME://…")
     if not mark:
         return Path(text)
     if scheme == "file":

@@ -97,6 +97,11 @@ def refused(where: Place, error: BaseException) -> UsageError:
         )
     if isinstance(error, WrongError):
         return UsageError(f"{where}: {error}; run the same command again")
+    if "RangeNotSupported" in str(error):
+        return UsageError(
+            f"{where}: the server does not answer requests for ranges; use one that does, such as "
+            "nginx, or a bucket"
+        )
     if kind == "NotSupportedError" or (status is not None and status[1] in ("405", "501")):
         return UsageError(
             f"{where}: the server does not do this{found}: plain HTTP is for reading, with ranges, "

@@ -12,7 +12,7 @@ from pipelines import demo
 from tests.cli.conftest import Run
 from tests.cli.making import ROOT
 
-PAGE = (ROOT / "docs/how-to/share-a-cache.md").read_text()
+PAGE = (ROOT / "docs/how-to/share-a-cache.md").read_text().replace("~/.config/", "config/")
 
 
 def commands() -> list[list[str]]:

@@ -55,6 +55,51 @@ def test_licences_that_are_published_need_not_be_given_again(
     check_refusal(other, 3, "published with the data licence CC-BY-4.0, here it is MIT")
 
 
+def test_licences_are_corrected_by_who_says_so(kdcache: Run, place: Path, tmp_path: Path) -> None:
+    given = ["--again", "--licence-data", "MIT", "--json"]
+    done = kdcache("publish", tmp_path / "cache", place, *given)
+    assert (done.code, done.value["licences"]["data"]) == (0, "MIT"), done.stderr
+    again = kdcache("publish", tmp_path / "cache", place, "--again", "--json")
+    assert again.value["licences"]["data"] == "MIT"
+
+
+def test_a_place_that_is_no_catalogue_is_left_alone(kdcache: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for command in ("find", "rebuild", "gc"):
+        asked = kdcache(command, tmp_path / "photos")
+        check_refusal(asked, 2, "photos: no catalogue here", "kdcache publish")
+    assert list((tmp_path / "photos").iterdir()) == []
+
+
+def test_a_new_folder_is_named_as_one(kdcache: Run, place: Path, tmp_path: Path) -> None:
+    done = kdcache("publish", tmp_path / "cache", tmp_path / "new", *LICENCES, "--ref", "mine")
+    assert f"{tmp_path / 'new'}, a new folder here" in done.stdout
+    again = kdcache("publish", tmp_path / "cache", place, "--who", "Team B")
+    for words in ("licences", "data CC-BY-4.0", "published by", "Team B"):
+        assert words in again.stdout
+    assert "a new folder" not in again.stdout
+
+
+def test_whoever_publishes_over_a_signature_is_told(kdcache: Run, tmp_path: Path) -> None:
+    part = catalogues.part(tmp_path / "part", [Span(0, 0)])
+    kdcache("keys", "make", tmp_path / "key", "--name", "A")
+    done = kdcache("publish", part.path, tmp_path / "c", *LICENCES, "--sign", tmp_path / "key")
+    assert "signed with" in done.stdout
+    whole = catalogues.part(tmp_path / "whole")
+    more = kdcache("publish", whole.path, tmp_path / "c")
+    assert "until somebody runs kdcache sign" in more.stdout
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_path_into_a_catalogue_is_told_how_to_go_on(
+    kdcache: Run, place: Path, command: str
+) -> None:
+    check_refusal(kdcache(command, place), 2, "a catalogue: give", "refs/NAME")
+    check_refusal(kdcache(command, place / "refs" / "bset"), 2, "no such ref; kdcache find")
+    check_refusal(kdcache(command, place / "caches" / "0123"), 2, "give the whole id")
+    assert kdcache(command, place / "refs" / "best").code == 0
+
+
 def test_who_publishes_is_an_option_or_the_environment(
     kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def test_precompute_publishes_when_done_and_others_fetch_instead_of_computing(
     assert (first.value["spans_computed"], first.value["published"]["spans_sent"]) == (6, 6)
     looked = precompute("second", 2, "--fetch", *KNOWN)
     assert looked.code == 0, looked.stderr
-    assert "all 2 views are there: kdcache fetch" in looked.stderr
+    assert "all 2 views are there: fetching them" in looked.stderr
     assert (looked.value["spans_computed"], looked.value["spans_missing"]) == (0, 0)
     assert "published" not in looked.value
     second, there = (catalogues.files(tmp_path / name) for name in ("second", "first"))

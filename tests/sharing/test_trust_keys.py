@@ -138,7 +138,8 @@ def test_other_files_are_no_private_keys(tmp_path: Path) -> None:
         path = tmp_path / "other"
         path.write_bytes(data)
         path.chmod(0o600)
-        with pytest.raises(UsageError, match="no private Ed25519 key in PEM") as caught:
+        words = "a public key" if data == public else "no private Ed25519 key in PEM"
+        with pytest.raises(UsageError, match=words) as caught:
             load_signer(path)
         assert whole.split(b"\n")[1].decode() not in str(caught.value)
     os.mkfifo(tmp_path / "pipe", 0o600)
