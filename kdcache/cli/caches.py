@@ -206,11 +206,12 @@ def verify(
     absent = store.missing()
     value: dict[str, Any] = {
         "id": store.info.id,
-        "signed_by": signed,
         "damaged": [finding_value(finding) for finding in damage],
         "spans_missing": len(absent),
     }
-    lines: dict[str, object] = {} if signed is None else {"signed by": signed}
+    lines: dict[str, object] = {}
+    if signed is not None:
+        value["signed_by"] = lines["signed by"] = signed
     lines |= {
         "objects": (f"{len(damage)} damaged" if damage else "all as committed")
         + ("" if store.is_local else ", each read whole from its store"),
