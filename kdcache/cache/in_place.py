@@ -211,6 +211,21 @@ def local_path(path: Path) -> Path:
     return path if data is None else path.parents[1] / CACHES / _named(data, path)
 
 
+def published_id(path: Path) -> str | None:
+    """Return the id of the cache that CATALOGUE/caches/ID is to hold; None for other paths.
+
+    Raises:
+        UsageError: nothing is published there yet.
+    """
+    if path.parent.name != CACHES or _ID.fullmatch(path.name) is None:
+        return None
+    if path.is_dir() and not (path / MANIFEST).is_file():
+        raise UsageError(
+            f"{path}: not published yet, it has no {MANIFEST}; see that kdcache publish has ended"
+        )
+    return path.name
+
+
 def what_is_there(path: Path) -> str | None:
     """Return what to give instead of a path that belongs to a catalogue; None for others."""
     if (path / CACHES).is_dir():

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader, PublishedChunks
 from kdcache.cache.encode import encode_span
-from kdcache.cache.in_place import PublishedFolder, local_path, open_published, what_is_there
+from kdcache.cache.in_place import (
+    PublishedFolder,
+    local_path,
+    open_published,
+    published_id,
+    what_is_there,
+)
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
 from kdcache.cache.limits import chunks_fit
@@ -89,13 +95,20 @@ def open_cache(place: Place, *, checked: bool = True) -> "Cache":
     if isinstance(place, Location):
         return Cache(open_published(place), checked=checked)
     path = local_path(place)
+    published = published_id(path)
     if not is_cache(path):
         advice = what_is_there(path) or "make one with kdcache precompute"
         raise UsageError(f"{path}: no cache here; {advice}")
     while True:
         root = _bytes(path / ROOT)
         try:
-            return Cache(Folder(path), checked=checked)
+            cache = Cache(Folder(path), checked=checked)
+            if published not in (None, cache.info.id):
+                raise CorruptError(
+                    f"{path}: holds cache {cache.info.id[:12]}; ask who published it to publish it "
+                    "again"
+                )
+            return cache
         except CorruptError:
             if _bytes(path / ROOT) == root:
                 raise  # else it was being extended

@@ -13,6 +13,7 @@ from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.sharing import CatalogueText, Named, Who
 from kdcache.errors import CorruptError, UntrustedError, UsageError
+from kdcache.stores.location import parse_place, without_credentials
 from kdcache.texts import printable
 
 if TYPE_CHECKING:
@@ -117,11 +118,12 @@ def _value(summary: "Summary", refs: Sequence[str]) -> dict[str, Any]:
 
 
 def _dataset_id(text: str) -> str:
-    if not Path(text).exists():
-        return _id(text, "--dataset", "or a folder that has dataset.json")
+    place = parse_place(text)
+    if isinstance(place, Path) and not place.exists():
+        return _id(text, "--dataset", "or where their dataset.json is")
     from kdcache.data.document import load_dataset
 
-    return load_dataset(Path(text)).id
+    return load_dataset(place).id
 
 
 def _recipe_id(text: str) -> str:
@@ -134,7 +136,8 @@ def _recipe_id(text: str) -> str:
 
 def _id(text: str, option: str, other: str) -> str:
     if not text or set(text.lower()) - set("0123456789abcdef"):
-        raise UsageError(f"{option} {text[:40]!a}: expected an id, its first digits, {other}")
+        shown = without_credentials(text)[:40]
+        raise UsageError(f"{option} {shown!a}: expected an id, its first digits, {other}")
     return text
 
 

@@ -7,6 +7,7 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
+from kdcache.cli.places import path as here
 
 Trusted = Annotated[
     Path | None,
@@ -22,7 +23,9 @@ app = typer.Typer(no_args_is_help=True, help="Keys that sign caches, and whose y
 
 @app.command()
 def make(
-    path: Annotated[Path, typer.Argument(help="New file for the private key.")],
+    path: Annotated[
+        Path, typer.Argument(parser=here, metavar="PATH", help="New file for the private key.")
+    ],
     name: Annotated[str, typer.Option(help="Whose key it is, as others should read it.")],
     as_json: Json = False,
 ) -> None:

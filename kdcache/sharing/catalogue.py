@@ -50,7 +50,7 @@ def open_catalogue(place: str | Path, *, create: bool = False) -> "Catalogue":
     Raises:
         UsageError: there is no such folder, or no such kind of store.
     """
-    found = parse_place(str(place))
+    found = place if isinstance(place, Path) else parse_place(place)
     if isinstance(found, Path) and not found.is_dir() and (not create or found.exists()):
         raise UsageError(f"{found}: no such folder; kdcache publish makes a catalogue")
     return Catalogue(found)
@@ -248,6 +248,10 @@ class Catalogue:
                 found = self.find(cache)
             except CorruptError as error:
                 return str(error)
+            except UsageError as error:
+                if isinstance(self.place, Path):  # others can be read
+                    return str(error)
+                raise
             return None if found is None else Summary.of(found.manifest, found.data)
 
         caches = list(caches)

@@ -108,7 +108,11 @@ def parse_index(data: bytes, *, where: Place) -> Index:
     Raises:
         CorruptError: it is damaged.
     """
-    return _parse(Index, data, where=where, advice="run kdcache rebuild on the catalogue")
+    advice = "run kdcache rebuild on the catalogue"
+    found = _parse(Index, data, where=where, advice=advice)
+    if any(cache != summary.cache for cache, summary in found.caches.items()):
+        raise CorruptError(f"{where}: names a cache by the id of another; {advice}")
+    return found
 
 
 def _parse(kind: type[M], data: bytes, *, where: Place, advice: str) -> M:

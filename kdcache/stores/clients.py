@@ -18,6 +18,7 @@ import atexit
 import base64
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Coroutine
@@ -51,6 +52,9 @@ class ForkedError(KdcacheError):
 
 class AbandonedError(KdcacheError):
     """A request was given up because the process ends; see abandon."""
+
+
+_URL = re.compile(r"https?://[^\s/?#]+")
 
 
 def patience_s() -> float:
@@ -90,6 +94,9 @@ def client(place: Place, *, writing: bool = False, large: bool = False) -> Any:
         )
     _used_by = process
     settings = tuple(item for item in os.environ.items() if item[0].startswith(SETTINGS))
+    for name, value in settings:  # some of which obstore would not survive
+        if not value.isprintable() or ("ENDPOINT" in name and not _URL.match(value)):
+            raise UsageError(f"{name}: not as such a setting is written; set it again, or unset it")
     try:
         if isinstance(place, Path):
             return _folder(place.absolute(), writing)

@@ -3,6 +3,7 @@
 Invariant: what a location shows of itself holds no credentials.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -70,21 +71,40 @@ class Location:
 Place = Path | Location
 
 
+_ADDRESS = re.compile(r"(\w+:/{1,2})(\S*)")
+
+
+def without_credentials(text: str) -> str:
+    """Return a text whose addresses hold no user, password or query any more.
+
+    Everything before the last @ of an address goes, so that no odd password stays.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        rest = re.split(r"[?#]", found[2], maxsplit=1)[0]
+        return found[1] + rest.rpartition("@")[2]
+
+    return _ADDRESS.sub(shown, text)
+
+
 def parse_place(text: str) -> Place:
     """Return the folder, or the location in a store, that a text names.
 
     Raises:
         UsageError: its scheme is unknown, or it names no bucket or host.
     """
+    if not text:
+        raise UsageError("an empty place, expected a folder or an address such as s3://NAME/PATH")
     scheme, mark, rest = text.partition("://")
     if not mark and text.partition(":/")[0] in (*SCHEMES, "file") and ":/" in text:
-        raise UsageError(f"{text[:40]!a}: one slash after the scheme, expected two: NAME://…")
+        scheme = text.partition(":")[0]
+        raise UsageError(f"{scheme}:/…: one slash after the scheme, expected {scheme}://…")
     if not mark:
         return Path(text)
     if scheme == "file":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
-            raise UsageError(f"file://{parts.netloc}: a host, expected file:///PATH")
+            raise UsageError("file://HOST: names a host, expected file:///PATH")
         return Path(unquote(parts.path))
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)

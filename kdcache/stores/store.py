@@ -7,14 +7,15 @@ caller to prove, by a digest. Requests that fail for a moment are repeated for a
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.stores import clients
 from kdcache.stores.clients import AbandonedError, ForkedError, abandon
 from kdcache.stores.filling import fill
+from kdcache.stores.listing import Entry, list_files, list_folders
 from kdcache.stores.location import Place
 from kdcache.stores.refusals import WrongError, is_passing, is_wrong, missing, refused
 
@@ -27,14 +28,6 @@ SMALL_BYTES = 1 << 20  # that are sent within moments
 DELETED_AT_ONCE = 1000
 
 T = TypeVar("T")
-
-
-class Entry(NamedTuple):
-    """An object in a listing. modified: seconds since 1970, by the store's clock."""
-
-    name: str
-    size_bytes: int
-    modified: float
 
 
 class Store:
@@ -102,6 +95,10 @@ class Store:
             UsageError: the store refuses, does not answer, or lists nothing, as plain HTTP.
         """
 
+        if isinstance(self.place, Path):
+            yield from sorted(list_files(self.place, prefix))
+            return
+
         async def ask(client: Any) -> list[Entry]:
             found = await client.list(prefix.rstrip("/") or None).collect_async()
             return [
@@ -111,12 +108,15 @@ class Store:
 
         try:
             found = self._asking(prefix, ask)
-        except FileNotFoundError:  # a folder; a bucket that is missing is refused
+        except FileNotFoundError:
             return
         yield from sorted(found)
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below a prefix, sorted; as names."""
+
+        if isinstance(self.place, Path):
+            return list_folders(self.place / prefix)
 
         async def ask(client: Any) -> list[str]:
             return list((await client.list_with_delimiter_async(prefix))["common_prefixes"])
@@ -175,6 +175,8 @@ class Store:
     ) -> T:
         """Return what a request gives, which is repeated while that may help."""
         where, waits = self.place / name if name else self.place, clients.waits()
+        if isinstance(where, Path) and where.exists() and not (where.is_file() or where.is_dir()):
+            raise UsageError(f"{where}: neither a file nor a folder; delete it")
         patience = clients.patience_s()
 
         def is_enough(state: tenacity.RetryCallState) -> bool:
@@ -203,6 +205,8 @@ class Store:
         except KdcacheError as error:
             told = error
         except Exception as error:  # obstore raises many kinds, whose texts may hold anything
+            if "DataLoader worker" in str(error):  # torch tells of a dead one by a signal, anywhere
+                raise
             told = refused(where, error)
         told.__context__ = None  # which may hold credentials; raised here, it gets no other one
         try:

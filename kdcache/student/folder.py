@@ -27,6 +27,7 @@ from kdcache import __version__
 from kdcache.errors import CorruptError, UsageError
 from kdcache.files import LOCK
 from kdcache.pixels.witness import pixel_versions
+from kdcache.stores.location import without_credentials
 from kdcache.student.checkpoint import METRICS, write_atomically
 
 WEIGHTS = "student.safetensors"
@@ -98,7 +99,7 @@ def note_session(folder: Path, session: Mapping[str, Any]) -> None:
     """Add a line on how the run is started, now and here."""
     line = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(map(without_credentials, sys.argv)),
         "commit": describe_commit(Path.cwd()),
         "versions": {**pixel_versions(), "kdcache": __version__, "torch": torch.__version__},
         **session,

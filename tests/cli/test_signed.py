@@ -99,6 +99,19 @@ def test_what_lies_here_is_to_be_fetched_first(signed: Signed, tmp_path: Path) -
         check_pinned(tmp_path / "cache", signed.trusted)
 
 
+def test_a_folder_that_holds_another_cache_than_its_name_is_refused(
+    signed: Signed, tmp_path: Path
+) -> None:
+    other = catalogues.part(tmp_path / "other", teacher="another")
+    folder = signed.file("").parent / signed.published.id
+    (folder / "zarr.json").write_bytes((other.path / "zarr.json").read_bytes())
+    with pytest.raises(CorruptError, match="holds cache"):
+        open_cache(folder)
+    signed.file("manifest.json").unlink()
+    with pytest.raises(UsageError, match="not published yet"):
+        open_cache(folder)
+
+
 def test_commands_ask_for_signatures(signed: Signed, kdcache: Run, tmp_path: Path) -> None:
     require = ["--require-signature", "--trusted"]
     good, nobody = [*require, signed.public], [*require, tmp_path / "nobody"]

@@ -52,6 +52,22 @@ def test_objects_that_nothing_names_are_deleted_once_they_are_old(
     catalogues.check_whole(catalogue.published(cache))
 
 
+def test_what_lies_behind_links_is_never_deleted(catalogue: Catalogue, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis").write_text("mine")
+    cache = tmp_path / "catalogue" / "caches" / catalogue.ids()[0]
+    (cache / "documents" / "old").symlink_to(home)
+    (cache / "documents" / "file").symlink_to(home / "thesis")
+    (cache / "loop").symlink_to(cache / "loop")
+    (cache.parent / ("0" * 64)).symlink_to(home)
+    _age(home)
+    waste = find_waste(catalogue, older_than_s=0)
+    assert not any("old" in n or "0" * 64 in n or n.endswith("file") for n in waste.names)
+    delete_waste(catalogue, waste)
+    assert (home / "thesis").read_text() == "mine"
+
+
 def test_spans_that_wait_for_rebuild_are_kept(catalogue: Catalogue, tmp_path: Path) -> None:
     other = catalogues.part(tmp_path / "other", [Span(2, 0)])
     for name, data in catalogues.files(other.path).items():

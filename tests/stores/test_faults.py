@@ -144,7 +144,7 @@ def test_a_file_that_was_not_sent_whole_is_not_there(
     [
         (faults.other_range, "not with what was asked for"),
         (faults.shortened, "450 of 900 bytes came"),
-        (faults.whole, "with ranges"),
+        (faults.whole, "requests for ranges"),
     ],
 )
 def test_a_wrong_range_is_no_answer(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.errors import UsageError
-from kdcache.stores.location import SCHEMES, Location, parse_place
+from kdcache.stores.location import SCHEMES, Location, parse_place, without_credentials
 
 WORDS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 NAMES = st.text(string.printable[:94] + "é ☃", min_size=1, max_size=8).filter(
@@ -83,3 +83,26 @@ def test_what_names_no_store_is_refused(text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as raised:
         parse_place(text)
     assert "SECRETWORD" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--data", "--data"),
+        ("build/data", "build/data"),
+        ("http://host/a/b", "http://host/a/b"),
+        ("http://u:SECRET@host/a?token=SECRET", "http://host/a"),
+        ("--data=https://u:SE@CRET@host/a#SECRET", "--data=https://host/a"),
+        ("http:/u:SECRET@host/a", "http:/host/a"),
+        ("https://u:SEC/RET@host/a", "https://host/a"),
+    ],
+)
+def test_texts_with_addresses_are_shown_without_credentials(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+@pytest.mark.parametrize("text", ["", "s3:/team/x", "http:/u:SECRET@h", "file://u:SECRET@h/a"])
+def test_slips_of_addresses_are_refused_and_not_quoted(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_place(text)
+    assert "SECRET" not in str(caught.value)

@@ -122,6 +122,21 @@ def test_asking_a_missing_folder_makes_none(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_no_file_in_a_folder_is_no_object(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("a/b", b"1")
+    (tmp_path / "a/link").symlink_to(tmp_path / "a/b")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a/loop")
+    (tmp_path / "a/new\nline").write_bytes(b"1")
+    (tmp_path / "folder").symlink_to(tmp_path / "a")
+    os.mkfifo(tmp_path / "a/pipe")
+    assert [entry.name for entry in store.names()] == ["a/b"]
+    assert list(store.names("folder")) == []
+    assert store.folders("") == ["a"]
+    with pytest.raises(UsageError, match="pipe: neither a file nor a folder"):
+        store.read("a/pipe")
+
+
 def test_what_a_killed_writer_left_in_a_folder_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "a#1").write_bytes(DATA)
     store = Store(tmp_path)
