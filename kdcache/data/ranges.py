@@ -94,8 +94,8 @@ def _ranges(
 ) -> list[_Range]:
     """Return the ranges that hold images, in the order of the tar."""
     order = np.argsort(offsets, kind="stable")
-    starts = offsets[order].astype(np.int64)
-    ends = starts + sizes[order]
+    begins = offsets[order].astype(np.int64)
+    starts, ends = begins.tolist(), (begins + sizes[order]).tolist()
     ranges, first = [], 0
     for last in range(len(order)):
         if last + 1 < len(order):
@@ -103,9 +103,9 @@ def _ranges(
             if near and ends[last + 1] - starts[first] <= MAX_RANGE_BYTES:
                 continue
         numbers = order[first : last + 1]
-        start, stop = int(starts[first]), int(ends[first : last + 1].max())
+        start, stop = starts[first], max(ends[first : last + 1])
         places = tuple(
-            slice(int(s) - start, int(e) - start)
+            slice(s - start, e - start)
             for s, e in zip(starts[first : last + 1], ends[first : last + 1], strict=True)
         )
         # A re-written tar has other contents, or has them elsewhere.

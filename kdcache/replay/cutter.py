@@ -36,15 +36,15 @@ class Cutter:
         slots = slice(number * self._size, (number + 1) * self._size)
         block_N, row_N = self._order.block_M[slots], self._order.row_M[slots]
         view_N = self._order.view_M[slots]
-        parts = []
-        for position in np.unique(block_N).tolist():
+        parts, positions = [], np.unique(block_N)
+        for position in positions.tolist():
             while position not in self._blocks:
                 self._load()
             places = np.flatnonzero(block_N == position)
             parts.append(Part(self._blocks[position], view_N[places], row_N[places], places))
             self._left[position] -= len(places)
         arrays = gather(parts, len(block_N), self._pool)
-        for position in np.unique(block_N)[self._left[np.unique(block_N)] == 0].tolist():
+        for position in positions[self._left[positions] == 0].tolist():
             slot = self._blocks.pop(position).slot
             if self._ring is not None and slot is not None:
                 self._ring.free(slot)

@@ -23,7 +23,7 @@ from kdcache.recipe.schema import Recipe
 from kdcache.replay.batch import Batch
 from kdcache.replay.blocks import BlockRenderer, Request, StreamedBlock
 from kdcache.replay.cutter import Cutter
-from kdcache.replay.order import EpochOrder, Extent, sequential_order, shuffled_order
+from kdcache.replay.order import Block, EpochOrder, Extent, sequential_order, shuffled_order
 from kdcache.stores.ahead import ahead
 
 
@@ -304,10 +304,14 @@ class ReplayStream(IterableDataset[Batch]):
         order, share, views = self._order(load), self.options.witness_share, self._views(load)
         for position in order.positions(start * self.options.rank_batch_size):
             block = order.blocks[position]
-            name = np.array([block.tar << 32 | block.start], np.uint64)
-            drawn = uniforms(self.options.seed, name, view=load, count=1, stream=Stream.WITNESS)
-            prove = block.start == 0 or bool(drawn[0, 0] < share)
+            prove = block.start == 0 or share == 1 or self._is_drawn(block, load)
             yield Request(block, views, prove)
+
+    def _is_drawn(self, block: Block, load: int) -> bool:
+        """Return whether a block is among those whose pixels are proven."""
+        name = np.array([block.tar << 32 | block.start], np.uint64)
+        drawn = uniforms(self.options.seed, name, view=load, count=1, stream=Stream.WITNESS)
+        return bool(drawn[0, 0] < self.options.witness_share)
 
     def _finish(
         self, arrays: dict[str, Any], order: EpochOrder, *, load: int, number: int
