@@ -30,6 +30,7 @@ from pipelines.bench.timing import rounded
 _PROC = Path("/proc")
 _SHARED = Path("/dev/shm")
 _READY = "streaming"
+_SETTLE_S = 1.0
 _WAIT_S = 20.0  # a DataLoader's workers look for their parent every 5
 _ENDLESS = 10**6  # epochs
 _READINGS = 64  # of memory, over the long epoch
@@ -148,6 +149,8 @@ def killed_run(material: Material) -> dict[str, Any]:
     seconds = _wait_for_end(workers)
     orphans = [pid for pid in workers if _runs(pid)]
     left = _shared_entries() - before - _names_in_use(apart_from=orphans)
+    time.sleep(_SETTLE_S)  # what others hand over has no name for long
+    left &= _shared_entries()
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
     return {

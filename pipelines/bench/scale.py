@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from kdcache.cache.manifest import COMMITS, Commit
 from kdcache.cache.status import read_status
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.blocks import BlockSource
-from kdcache.data.dataset import Dataset
+from kdcache.data.dataset import COLUMNS, Dataset
 from kdcache.models.teacher import Preprocessing, Teacher
 from kdcache.pixels.render import RenderedBlock
 from kdcache.pixels.witness import LayerDigests
@@ -117,7 +117,8 @@ def make_job(path: Path, extent: Extent) -> Job:
     recipe = cache.info.recipe.model_copy(update={"size": SIZE})
     starts = np.arange(extent.tars + 1, dtype=np.int64) * ROWS
     nothing: NDArray[Any] = np.empty(0)
-    source = _Nothing(cast(Dataset, None), recipe, starts, nothing, nothing)
+    dataset = Dataset(Path("nowhere"), (), None, None, *[nothing] * len(COLUMNS))
+    source = _Nothing(dataset, recipe, starts, nothing, nothing)
     device = torch.device("cpu")
     teacher = Teacher(_Constant(), "none", "none", Preprocessing(), "float32", device)
     return Job(source, teacher, cache, TAR_IMAGES, False)

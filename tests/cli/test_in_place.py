@@ -120,9 +120,9 @@ def test_targets_of_images_in_a_store_are_those_of_local_ones(
     ids=lambda words: words[0],
 )
 def test_what_must_be_here_is_refused_elsewhere(kdcache: Run, words: list[object]) -> None:
-    url = "s3://someone:secret@team/caches/x"
+    url = "https://someone:secret@team/caches/x"
     outcome = kdcache(*(url if word == "CACHE" else word for word in words))
-    check_refusal(outcome, 2, "s3://team/caches/x: this must be on this disk", "kdcache fetch")
+    check_refusal(outcome, 2, "https://team/caches/x: this must be on this disk", "kdcache fetch")
     assert "secret" not in outcome.stderr
 
 

@@ -128,7 +128,7 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
     rows = re.findall(r"^\| (\d) \| (\w+) \|", README, re.MULTILINE)
     codes = {kind.__name__.removesuffix("Error").lower(): kind.exit_code
              for kind in KdcacheError.__subclasses__()}  # fmt: skip
-    assert len(rows) == 5
+    assert len(rows) == 6
     for code, name in rows:
         assert codes[name] == int(code)
 
