@@ -150,7 +150,7 @@ def killed_run(material: Material) -> dict[str, Any]:
     orphans = [pid for pid in workers if _runs(pid)]
     left = _shared_entries() - before - _names_in_use(apart_from=orphans)
     time.sleep(_SETTLE_S)  # what others hand over has no name for long
-    left &= _shared_entries()
+    left = (left & _shared_entries()) - _names_in_use(apart_from=orphans)
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
     return {
