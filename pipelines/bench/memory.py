@@ -163,7 +163,11 @@ def killed_run(material: Material) -> dict[str, Any]:
 
 
 def _shared_entries() -> set[str]:
-    return {entry.name for entry in _SHARED.iterdir()}
+    """Return the names of shared memory, but for semaphores, which others that are killed leave.
+
+    A forked DataLoader's have no names.
+    """
+    return {entry.name for entry in _SHARED.iterdir() if not entry.name.startswith("sem.mp-")}
 
 
 def _names_in_use(*, apart_from: list[int]) -> set[str]:
