@@ -114,19 +114,24 @@ def check_part(source: Cache, views: range, *, tars: range, where: Place | None 
         UsageError: it does not.
     """
     grid, where = source.grid, where or source.path
-    if not 0 <= views.start < views.stop <= grid.num_views:
+    if views.start >= views.stop:
         raise UsageError(
-            f"{where}: has views 0..{grid.num_views - 1}, the slice asks for "
+            f"{where}: the views asked for begin at {views.start} and end before {views.stop}; ask "
+            "for a --from below --views"
+        )
+    if not views.start >= 0 or views.stop > grid.num_views:
+        raise UsageError(
+            f"{where}: has views 0..{grid.num_views - 1}, asked for were "
             f"{views.start}..{views.stop - 1}; ask for views that are there"
         )
     if views.start % grid.span_views or views.stop % grid.span_views:
         raise UsageError(
-            f"{where}: views are stored in spans of {grid.span_views}, the slice asks for "
+            f"{where}: views are stored in spans of {grid.span_views}, asked for were "
             f"{views.start}..{views.stop - 1}; ask for whole spans"
         )
     if not 0 <= tars.start < tars.stop <= grid.num_tars:
         raise UsageError(
-            f"{where}: has tars 0..{grid.num_tars - 1}, the slice asks for "
+            f"{where}: has tars 0..{grid.num_tars - 1}, asked for were "
             f"{tars.start}..{tars.stop - 1}; ask for tars that are there"
         )
 

@@ -116,10 +116,9 @@ class Contribution(_Record):
     records: Digest | None = None
 
 
-class Manifest(_Record):
+class PublishedFacts(_Record):
     """What a published cache is. views: that its arrays have room for; spans: that are there."""
 
-    format: Literal[1]
     cache: Digest
     dataset: DatasetSummary
     recipe: RecipeSummary
@@ -131,19 +130,28 @@ class Manifest(_Record):
     spans: Count
     licences: Licences
     contributions: tuple[Contribution, ...]
+
+    @property
+    def all_spans(self) -> int:
+        """Return the number of spans that the cache has when it is complete."""
+        return self.dataset.num_tars * (self.views // max(self.span_views, 1))
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all spans are there."""
+        return self.spans == self.all_spans
+
+
+class Manifest(PublishedFacts):
+    """What a published cache is, and all of its objects by name."""
+
+    format: Literal[1]
     objects: dict[str, PublishedObject]
 
     @property
     def size_bytes(self) -> int:
         """Return the bytes of all objects."""
         return sum(entry.size_bytes for entry in self.objects.values())
-
-    @property
-    def is_complete(self) -> bool:
-        """Return whether all spans are there."""
-        return self.span_views > 0 and self.spans == (
-            self.dataset.num_tars * (self.views // self.span_views)
-        )
 
     def to_bytes(self) -> bytes:
         """Return the manifest as canonical JSON, which its digest and signature are of."""

@@ -88,7 +88,7 @@ _HEADS = ("cache", "refs", "teacher", "images", "recipe", "classes", "views", "s
 
 def _row(summary: "Summary", refs: Sequence[str]) -> tuple[str, ...]:
     stored = summary.spans * summary.span_views // max(summary.dataset.num_tars, 1)
-    whole = summary.spans == summary.all_spans
+    whole = summary.is_complete
     return (
         summary.cache[:SHOWN],
         ", ".join(refs),
@@ -113,7 +113,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _value(summary: "Summary", refs: Sequence[str]) -> dict[str, Any]:
-    complete = summary.spans == summary.all_spans
+    complete = summary.is_complete
     return {**summary.model_dump(mode="json"), "complete": complete, "refs": list(refs)}
 
 

@@ -1,6 +1,5 @@
 """kdcache hub push, kdcache hub pull."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar
-from kdcache.cli.sharing import fetch_and_give
+from kdcache.cli.sharing import First, Out, Tars, Views, fetch_and_give
 from kdcache.cli.upkeep import read_range
 
 app = typer.Typer(no_args_is_help=True, help="Caches as datasets of the Hugging Face Hub.")
@@ -74,17 +73,13 @@ def push(
 @app.command()
 def pull(
     repository: Repository,
-    out: Annotated[Path, typer.Argument(help="The cache that is made, or gone on with.")],
+    out: Out,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; default: main.")
     ] = None,
-    views: Annotated[
-        int | None, typer.Option(min=1, help="Views that the cache has: the first; default: all.")
-    ] = None,
-    first: Annotated[int, typer.Option("--from", min=0, help="First view that is fetched.")] = 0,
-    tars: Annotated[
-        str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
-    ] = None,
+    views: Views = None,
+    first: First = 0,
+    tars: Tars = None,
     require_signature: RequireSignature = False,
     trusted: Trusted = None,
     as_json: Json = False,

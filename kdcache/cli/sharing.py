@@ -11,7 +11,7 @@ from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, human_bytes, progress_bar, say
 from kdcache.cli.places import path
 from kdcache.cli.upkeep import read_range
-from kdcache.errors import CorruptError, IncompleteError, UsageError
+from kdcache.errors import CorruptError, IncompleteError
 
 if TYPE_CHECKING:
     from kdcache.cache.store import Cache
@@ -26,6 +26,14 @@ Named = Annotated[
 ]
 Who = Annotated[
     str | None, typer.Option(help="Who publishes; default: KDCACHE_WHO, else USER@HOST.")
+]
+Out = Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="Where the cache goes.")]
+Views = Annotated[
+    int | None, typer.Option(min=1, help="Views that the cache here has: the first; default: all.")
+]
+First = Annotated[int, typer.Option("--from", min=0, help="First view that is fetched.")]
+Tars = Annotated[
+    str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
 ]
 SignBy = Annotated[
     Path | None, typer.Option("--sign", metavar="KEY", help="Sign with this private key.")
@@ -184,15 +192,10 @@ def _say_damaged(sent: "Sent", *, as_json: bool) -> None:
 def fetch(
     catalogue: CatalogueText,
     cache: Named,
-    out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="Where the cache goes.")],
-    views: Annotated[
-        int | None,
-        typer.Option(min=1, help="Views that the cache here has: the first; default: all."),
-    ] = None,
-    first: Annotated[int, typer.Option("--from", min=0, help="First view that is fetched.")] = 0,
-    tars: Annotated[
-        str | None, typer.Option(metavar="A..B", help="Fetch only tars A to B, counted from 0.")
-    ] = None,
+    out: Out,
+    views: Views = None,
+    first: First = 0,
+    tars: Tars = None,
     require_signature: RequireSignature = False,
     trusted: Trusted = None,
     as_json: Json = False,
@@ -213,8 +216,6 @@ def fetch(
     from kdcache.sharing.keys import load_trusted
     from kdcache.sharing.signed import check_signed
 
-    if views is not None and first >= views:
-        raise UsageError(f"--from {first}: expected a view before the {views} of --views")
     place = open_catalogue(catalogue)
     keys = load_trusted(trusted) if require_signature else None
     published = place.published(place.resolve(cache))

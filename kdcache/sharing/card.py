@@ -119,8 +119,7 @@ def _facts(
     manifest: Manifest, recipe: Recipe, classes: tuple[str, ...] | None
 ) -> list[tuple[str, str]]:
     """Return what it is, as cells of a table."""
-    total = manifest.dataset.num_tars * (manifest.views // max(manifest.span_views, 1))
-    share = "complete" if manifest.is_complete else f"{manifest.spans} of {total}"
+    share = "complete" if manifest.is_complete else f"{manifest.spans} of {manifest.all_spans}"
     dataset, sizes = manifest.dataset, f"{recipe.size} x {recipe.size}"
     if recipe.teacher is not None:
         sizes += f" (the teacher's {recipe.teacher.size} x {recipe.teacher.size})"

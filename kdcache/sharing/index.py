@@ -10,14 +10,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdcache.cache.published import (
-    Contribution,
     Count,
-    DatasetSummary,
     Digest,
-    Licences,
     Manifest,
-    RecipeSummary,
-    TeacherSummary,
+    PublishedFacts,
     Text,
     manifest_digest,
 )
@@ -49,37 +45,17 @@ class Ref(_Record):
     history: Annotated[tuple[Change, ...], Field(max_length=MAX_HISTORY)]
 
 
-class Summary(_Record):
+class Summary(PublishedFacts):
     """What a manifest says, but for its objects. manifest: its sha256."""
 
-    cache: Digest
-    dataset: DatasetSummary
-    recipe: RecipeSummary
-    teacher: TeacherSummary
-    encoding: Text
-    num_classes: Count
-    views: Count
-    span_views: Count
-    spans: Count
-    licences: Licences
-    contributions: tuple[Contribution, ...]
     size_bytes: Count
     manifest: Digest
 
     @classmethod
     def of(cls, manifest: Manifest, data: bytes) -> Self:
         """Return the summary of a manifest. data: its bytes."""
-        fields = {
-            name: getattr(manifest, name)
-            for name in cls.model_fields
-            if name not in ("size_bytes", "manifest")
-        }
-        return cls(**fields, size_bytes=manifest.size_bytes, manifest=manifest_digest(data))
-
-    @property
-    def all_spans(self) -> int:
-        """Return the number of spans that the cache has when it is complete."""
-        return self.dataset.num_tars * (self.views // max(self.span_views, 1))
+        facts = {name: getattr(manifest, name) for name in PublishedFacts.model_fields}
+        return cls(**facts, size_bytes=manifest.size_bytes, manifest=manifest_digest(data))
 
 
 class Index(_Record):

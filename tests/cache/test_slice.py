@@ -101,12 +101,12 @@ def test_a_damaged_span_is_not_passed_on(tmp_path: Path, whole: Filled) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_views": 10}, r"has views 0\.\.7, the slice asks for 0\.\.9"),
-        ({"num_views": 3}, r"spans of 2, the slice asks for 0\.\.2; ask for whole spans"),
+        ({"num_views": 10}, r"has views 0\.\.7, asked for were 0\.\.9"),
+        ({"num_views": 3}, r"spans of 2, asked for were 0\.\.2; ask for whole spans"),
         ({"num_views": 4, "first_view": 1}, "ask for whole spans"),
-        ({"num_views": 4, "first_view": 4}, "ask for views that are there"),
-        ({"num_views": 4, "first_view": 6}, "ask for views that are there"),
-        ({"num_views": 4, "tars": range(2, 4)}, r"has tars 0\.\.2, the slice asks for 2\.\.3"),
+        ({"num_views": 4, "first_view": 4}, "ask for a --from below --views"),
+        ({"num_views": 4, "first_view": 6}, "ask for a --from below --views"),
+        ({"num_views": 4, "tars": range(2, 4)}, r"has tars 0\.\.2, asked for were 2\.\.3"),
         ({"num_views": 4, "tars": range(2, 2)}, "ask for tars that are there"),
     ],
 )

@@ -205,10 +205,10 @@ def test_slice_names_what_is_not_computed(kdcache: Run, copy: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--views", 8], "has views 0..3, the slice asks for 0..7"),
+        (["--views", 8], "has views 0..3, asked for were 0..7"),
         (["--views", 3], "ask for whole spans"),
         (["--views", 4, "--tars", "1-2"], "--tars '1-2': expected A..B"),
-        (["--views", 4, "--tars", "0..3"], "has tars 0..2, the slice asks for 0..3"),
+        (["--views", 4, "--tars", "0..3"], "has tars 0..2, asked for were 0..3"),
         (["--views", 4, "--tars", "2..1"], "ask for tars that are there"),
     ],
 )

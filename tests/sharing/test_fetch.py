@@ -88,7 +88,7 @@ def test_views_and_tars_that_cannot_be_fetched_are_refused_before_anything_is_wr
         ({"num_views": 3}, "stored in spans of 2"),
         ({"first_view": 1}, "stored in spans of 2"),
         ({"num_views": 6}, r"has views 0\.\.3"),
-        ({"first_view": 4}, r"has views 0\.\.3"),
+        ({"first_view": 4}, "ask for a --from below --views"),
         ({"tars": range(2, 4)}, r"has tars 0\.\.2"),
     ):
         with pytest.raises(UsageError, match=words):
