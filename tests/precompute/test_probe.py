@@ -72,7 +72,8 @@ def test_the_teacher_sees_views_of_the_recipe(dataset: Dataset, source: BlockSou
 @pytest.mark.parametrize("encoding", ["topk:3", "packed:3", "dense:f2"])
 def test_bytes_are_about_those_of_a_cache(tmp_path: Path, encoding: str) -> None:
     dataset, recipe = tiny.make_dataset(tmp_path, 80, rows_per_tar=40), tiny.make_recipe()
-    options = replace(OPTIONS, encoding=parse_encoding(encoding, 5))
+    # Long enough to fill a tile on a busy machine, too: a few rows cost more each.
+    options = replace(OPTIONS, encoding=parse_encoding(encoding, 5), seconds=2.0)
     found = probe_costs(dataset_source(dataset, recipe), tiny.make_teacher(), options).costs
     job = tiny.make_job(tmp_path / "cache", dataset, recipe, encoding=encoding)
     commits = [tiny.run_span(job, span) for span in job.cache.grid.spans()]
