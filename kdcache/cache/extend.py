@@ -6,6 +6,7 @@ seal claims more than is there. A killed extension is completed by the same call
 
 from pathlib import Path
 
+from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.info import with_extent
 from kdcache.cache.layout import EXTENT_LOCK, check_views
 from kdcache.cache.limits import check_limits
@@ -25,8 +26,10 @@ def extend_cache(path: Path, *, num_views: int) -> Cache:
     """Return the cache at path with so many views, the new ones not computed yet.
 
     Raises:
-        UsageError: it has more views, or they do not fill spans; the disk is full or read-only.
+        UsageError: it is published, has more views, or they do not fill spans; the disk is full or
+            read-only.
     """
+    check_unpublished(path)
     cache = open_cache(path)
     check_views(num_views, cache.grid.span_views)
     check_limits(cache.grid.with_views(num_views), cache.info.specs)

@@ -226,6 +226,19 @@ def published_id(path: Path) -> str | None:
     return path.name
 
 
+def check_unpublished(path: Path) -> None:
+    """Check that what is at a path may change.
+
+    Raises:
+        UsageError: it is a published cache, which publishing alone adds to.
+    """
+    if published_id(local_path(path)) is not None:
+        raise UsageError(
+            f"{path}: is published, and what its manifest names must stay; work on a copy of your "
+            "own (kdcache fetch makes one), then publish that"
+        )
+
+
 def what_is_there(path: Path) -> str | None:
     """Return what to give instead of a path that belongs to a catalogue; None for others."""
     if (path / CACHES).is_dir():

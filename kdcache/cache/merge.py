@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdcache.cache.copy import Copied, check_copies, copy_spans
 from kdcache.cache.create import create_like
+from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
 from kdcache.cache.store import Cache, is_cache, open_cache
@@ -57,8 +58,9 @@ def prepare_merge(path: Path, origins: Sequence[Path]) -> Copying:
 
     Raises:
         MismatchError: they are caches of something else.
-        UsageError: one has more views than the cache at path, or that cannot be created.
+        UsageError: the cache at path is published, one has more views, or it cannot be created.
     """
+    check_unpublished(path)
     sources = open_sources(path, origins)
     check_copies(sources[0], sources)
     most = max(sources, key=lambda source: source.grid.num_views)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kdcache.cache.audit import Finding, check_objects, check_span
 from kdcache.cache.create import ROWS, rows_object, sample_object
+from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.info import with_extent
 from kdcache.cache.layout import EXTENT_LOCK, Span
 from kdcache.cache.manifest import SEAL, committed, read_commit
@@ -236,9 +237,10 @@ def carry_out(cache: Cache, plan: Plan) -> Cache:
     """Write what the plan says and withdraw its spans; return the cache as it is then.
 
     Raises:
-        UsageError: the disk is full or read-only.
+        UsageError: the cache is published, the disk is full or read-only.
     """
     folder = cache.folder
+    check_unpublished(cache.path)
     try:
         with Locks(cache.path) as locks:
             locks.take(EXTENT_LOCK, wait=True)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
@@ -137,6 +138,26 @@ class _Brought(Iterator[T | KdcacheError]):
         if not isinstance(item, EvictedError):
             return item
         return self._dataset[request] if error is None else copy(error)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each made while the one before it is used; none is None.
+
+    The first is made here, so that workers are forked here, and a thread makes the others.
+
+    Raises:
+        UsageError: a worker died.
+    """
+    item = next(items, None)
+    with ThreadPoolExecutor(1, thread_name_prefix="one-ahead") as thread:
+        while item is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+            try:
+                with naming_dead_workers():
+                    item = coming.result()
+            finally:
+                del coming  # which holds an error, whose frames hold this
 
 
 class _Loading(Iterator[T]):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdcache.cache.create import create_cache
+from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.data.dataset import Dataset
@@ -93,8 +94,9 @@ def prepare_cache(
 
     Raises:
         MismatchError: the cache there has another dataset, recipe, teacher or encoding.
-        UsageError: it has another number of views, or something else stands there.
+        UsageError: it is published, has another number of views, or something else stands there.
     """
+    check_unpublished(path)
     if not is_cache(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path}: holds something that is no cache; choose an empty path")

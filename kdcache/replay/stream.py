@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from kdcache.data.ring import Pool, Ring, can_share
-from kdcache.data.workers import PREFETCH, load, load_brought
+from kdcache.data.workers import PREFETCH, load, load_brought, one_ahead
 from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.identity import content_digest
 from kdcache.recipe.draws import Stream, uniforms
@@ -111,7 +111,8 @@ class StreamOptions:
 class ReplayStream(IterableDataset[Batch]):
     """Batches of replayed views; iterate it directly, it runs its own workers.
 
-    Iteration goes on from the state, and the state moves with each batch.
+    Iteration goes on from the state, and the state moves with each batch. Beside workers, a thread
+    cuts the next batch while one is used.
     """
 
     def __init__(
@@ -238,6 +239,20 @@ class ReplayStream(IterableDataset[Batch]):
                 "num_workers=0, and set StreamOptions.num_workers"
             )
         process = os.getpid()
+        batches = self._batches()
+        if self.options.num_workers and self._before is None:
+            batches = one_ahead(batches)
+        for done, batch in batches:
+            self._epoch, self._batch = divmod(done, self.batches_per_epoch)
+            yield batch
+            if os.getpid() != process:
+                raise UsageError(
+                    "this stream was begun by another process, which its workers serve; "
+                    "iterate it anew after forking"
+                )
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """Yield the batches from the state on, each with the number of those handed over by it."""
         first, skip = self._place()
         shares, pool = can_share() or not self.options.num_workers, Pool()
         ring = Ring(self._ring_shape()) if shares else None
@@ -248,16 +263,9 @@ class ReplayStream(IterableDataset[Batch]):
             size = self.options.rank_batch_size
             cutter = Cutter(order, size, start=start, loaded=loaded, ring=ring, pool=pool)
             for number in range(start, order.num_batches):
-                if os.getpid() != process:
-                    raise UsageError(
-                        "this stream was begun by another process, which its workers serve; "
-                        "iterate it anew after forking"
-                    )
                 arrays = cutter.cut(number)
                 batch = self._finish(arrays, order, load=number_of_load, number=number)
-                done = number_of_load * order.num_batches + number + 1
-                self._epoch, self._batch = divmod(done, self.batches_per_epoch)
-                yield batch
+                yield number_of_load * order.num_batches + number + 1, batch
 
     def _load(
         self, requests: Iterator[Request], ring: Ring | None

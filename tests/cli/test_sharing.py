@@ -55,6 +55,24 @@ def test_licences_that_are_published_need_not_be_given_again(
     check_refusal(other, 3, "published with the data licence CC-BY-4.0, here it is MIT")
 
 
+@pytest.mark.parametrize("name", ["refs/best", "caches/ID"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("extend", ["--views", 8]), ("merge", ["cache"]), ("repair", ["--from", "cache"])],
+)
+def test_nothing_is_written_into_a_published_cache(
+    kdcache: Run, place: Path, tmp_path: Path, command: str, options: list[object], name: str
+) -> None:
+    complete = next(i for i in _ids(place) if open_cache(place / "caches" / i).missing() == [])
+    target = place / name.replace("ID", complete)
+    next((place / "caches" / complete).rglob("values/c/0/0/0/0")).unlink()
+    before = catalogues.files(place)
+    given = [tmp_path / "cache" if option == "cache" else option for option in options]
+    told = kdcache(command, target, *given)
+    check_refusal(told, 2, ": is published", "kdcache fetch")
+    assert catalogues.files(place) == before
+
+
 def test_licences_are_corrected_by_who_says_so(kdcache: Run, place: Path, tmp_path: Path) -> None:
     given = ["--again", "--licence-data", "MIT", "--json"]
     done = kdcache("publish", tmp_path / "cache", place, *given)
