@@ -27,8 +27,11 @@ from kdcache.cli.reuse import (
     CatalogueOption,
     FetchOption,
     PublishOption,
+    RefOption,
     RequireOption,
+    SignOption,
     UnknownOption,
+    WhoOption,
     reuse_given,
 )
 from kdcache.cli.running import read_batch_size, read_slice, run_visibly
@@ -156,6 +159,9 @@ def precompute(
     fetch: FetchOption = False,
     require_signature: RequireOption = False,
     publish: PublishOption = False,
+    ref: RefOption = None,
+    sign: SignOption = None,
+    who: WhoOption = None,
     licence_unknown: UnknownOption = False,
     as_json: Json = False,
 ) -> None:

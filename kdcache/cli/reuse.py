@@ -9,6 +9,7 @@ import typer
 from kdcache.cli.output import say
 from kdcache.cli.sharing import (
     CATALOGUE_HELP,
+    WHO_HELP,
     fetch_visibly,
     publish_visibly,
     refuse_damaged,
@@ -16,6 +17,8 @@ from kdcache.cli.sharing import (
 from kdcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
     from kdcache.cache.info import CacheInfo
     from kdcache.cache.published import Licences
     from kdcache.cache.store import Cache
@@ -56,6 +59,23 @@ UnknownOption = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+RefOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="With --publish: a name that shall refer to the cache.",
+        rich_help_panel=PANEL,
+    ),
+]
+SignOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEY", help="With --publish: sign with this private key.", rich_help_panel=PANEL
+    ),
+]
+WhoOption = Annotated[
+    str | None, typer.Option(help=f"With --publish: {WHO_HELP}", rich_help_panel=PANEL)
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,9 @@ class Reuse:
     trusted: "TrustedKeys | None"
     publishes: bool
     licence_unknown: bool
+    ref: str | None
+    signer: "CryptoSigner | None"
+    who: str
 
     def licences(self, info: "CacheInfo") -> "Licences | None":
         """Return the licences to publish under; None where nothing will be published.
@@ -128,10 +151,15 @@ class Reuse:
         """Return what publishing did; None where nothing is to be published."""
         if licences is None:
             return None
-        from kdcache.sharing.owners import publisher_name
         from kdcache.sharing.publish import Publisher, code_commit
 
-        publisher = Publisher(publisher_name(None), licences, commit=code_commit())
+        publisher = Publisher(
+            self.who,
+            licences,
+            ref=self.ref,
+            signer=self.signer,
+            commit=code_commit(),
+        )
         return publish_visibly(store, self.catalogue, publisher)
 
 
@@ -141,22 +169,31 @@ def reuse_given(given: dict[str, Any]) -> Reuse | None:
     Raises:
         UsageError: it cannot be opened, or options that need one are given without.
     """
-    text = given["catalogue"]
+    text, publishes = given["catalogue"], given["publish"]
     if text is None:
         for name in ("fetch", "publish", "require_signature", "licence_unknown"):
             if given[name]:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option}: name the catalogue with --catalogue")
+    for name in ("ref", "sign", "who"):
+        if given[name] is not None and not publishes:
+            raise UsageError(f"--{name}: is of what is published; add --publish")
+    if text is None:
         return None
     from kdcache.sharing.catalogue import open_catalogue
-    from kdcache.sharing.keys import load_trusted
+    from kdcache.sharing.keys import load_signer, load_trusted
+    from kdcache.sharing.owners import publisher_name
+    from kdcache.sharing.refs import check_ref_name
 
     return Reuse(
-        open_catalogue(text, create=given["publish"]),
+        open_catalogue(text, create=publishes),
         fetches=given["fetch"],
         trusted=load_trusted() if given["require_signature"] else None,
-        publishes=given["publish"],
+        publishes=publishes,
         licence_unknown=given["licence_unknown"],
+        ref=None if given["ref"] is None else check_ref_name(given["ref"]),
+        signer=None if given["sign"] is None else load_signer(given["sign"]),
+        who=publisher_name(given["who"]) if publishes else "",
     )
 
 

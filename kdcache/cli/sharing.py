@@ -24,9 +24,8 @@ CatalogueText = Annotated[str, typer.Argument(metavar="CATALOGUE", help=CATALOGU
 Named = Annotated[
     str, typer.Argument(metavar="ID|REF", help="Id of a cache, 8 digits of it or more, or a ref.")
 ]
-Who = Annotated[
-    str | None, typer.Option(help="Who publishes; default: KDCACHE_WHO, else USER@HOST.")
-]
+WHO_HELP = "Who publishes; default: KDCACHE_WHO, else USER@HOST."
+Who = Annotated[str | None, typer.Option(help=WHO_HELP)]
 Out = Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="Where the cache goes.")]
 Views = Annotated[
     int | None, typer.Option(min=1, help="Views that the cache here has: the first; default: all.")

@@ -45,6 +45,27 @@ def test_precompute_publishes_when_done_and_others_fetch_instead_of_computing(
     assert second == there
 
 
+def test_what_precompute_publishes_has_a_name_and_a_signature(
+    precompute: Run, kdcache: Run, tmp_path: Path
+) -> None:
+    made = kdcache("keys", "make", tmp_path / "key", "--name", "Vision team")
+    assert made.code == 0, made.stderr
+    told = ["--ref", "best", "--sign", tmp_path / "key", "--who", "Vision team"]
+    done = precompute("first", 1, "--publish", *KNOWN, *told)
+    assert done.code == 0, done.stderr
+    assert done.value["published"]["ref"] == done.value["id"]
+    shown = kdcache(
+        "show", tmp_path / "catalogue", "best", "--json", "--trusted", f"{tmp_path}/key.pub"
+    )
+    assert shown.value["cache"] == done.value["id"]
+    assert "Vision team" in shown.value["signed_by"]
+    check_refusal(precompute("second", 1, "--ref", "best"), 2, "--ref: is of what is published")
+    for wrong in (["--ref", "a b"], ["--sign", tmp_path / "none"], ["--who", "a\nb"]):
+        refused = precompute("third", 1, "--publish", *KNOWN, *wrong)
+        assert refused.code == 2
+        assert not (tmp_path / "third").exists()
+
+
 def test_precompute_computes_what_is_not_there_and_publishes_that(
     precompute: Run, tmp_path: Path
 ) -> None:
