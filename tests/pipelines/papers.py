@@ -1,4 +1,4 @@
-"""What the released code of Beyer et al. 2022 has, in its own convention, and table 3 of the paper."""
+"""The released code of Beyer et al. 2022 in its own convention, and table 3 of the paper."""
 
 from dataclasses import dataclass
 
