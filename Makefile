@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
-  inspect ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
+  inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
   bench-peers server-packages clean
 
 help: ## list these targets
@@ -145,6 +145,14 @@ verify: need-CACHE setup ## check a cache, and with DATA a share of its pixels t
 inspect: EXAMPLE = make inspect CACHE=build/cache
 inspect: need-CACHE setup ## say what a cache holds; CACHE
 	$(BIN)/kdcache inspect "$(CACHE)" $(ARGS)
+
+recipe: EXAMPLE = make recipe NAME=flowers102 SCHEDULE=fast DATA=data \
+  TEACHER=timm:resnetv2_152x2_bit WEIGHTS=flowers.safetensors
+recipe: need-NAME need-SCHEDULE need-DATA need-TEACHER setup ## run pipelines/recipes/runs/NAME.toml; NAME SCHEDULE DATA TEACHER [WEIGHTS STEP REUSE GPUS OUT], SHOW=1 only prints it
+	@script=$$($(BIN)/python -m pipelines.recipe_run "$(NAME)" "$(SCHEDULE)" --data "$(DATA)" \
+	  --teacher "$(TEACHER)" $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STEP),--step "$(STEP)") \
+	  $(if $(REUSE),--reuse "$(REUSE)") $(if $(GPUS),--gpus "$(GPUS)") $(if $(OUT),--out "$(OUT)")) \
+	  && $(if $(SHOW),printf '%s\n',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
 
 need-%:
 	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }

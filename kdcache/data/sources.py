@@ -228,6 +228,8 @@ def _torchvision_options(
         if split not in ("train", "test"):
             raise UsageError(f"source {source}: split {split}, expected train or test")
         options["train"] = split == "train"
+    elif split != "train":
+        raise UsageError(f"source {source}: has no splits, found {split}; its images are one part")
     if "download" in known:
         options["download"] = False
     return options

@@ -202,6 +202,7 @@ def test_torchvision_arguments_are_given_where_they_are_taken() -> None:
     [
         ("torchvision:MNIST", "val", "split val, expected train or test"),
         ("torchvision:MNIST", "train", "not found.*downloads nothing"),
+        ("torchvision:FakeData", "test", "has no splits, found test"),
         ("torchvision:SVHN", "valid", "valid.*downloads nothing"),
         ("torchvision:Mnist", "train", "no class of this name"),
         ("torchvision:", "train", "no class of this name"),

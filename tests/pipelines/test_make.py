@@ -122,4 +122,4 @@ def test_make_alone_lists_the_jobs() -> None:
     "path", sorted((ROOT / "pipelines/recipes").glob("*.toml")), ids=lambda path: path.stem
 )
 def test_every_ready_recipe_is_one(path: Path) -> None:
-    assert load_recipe(path).size == 12
+    assert load_recipe(path).size in (12, 128)

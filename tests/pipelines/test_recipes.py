@@ -1,0 +1,365 @@
+"""Ready recipes run on a few images, and their heads say what kdcache plans."""
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from kdcache.cli.output import human_bytes
+from kdcache.data.document import load_dataset
+from kdcache.data.sources import open_source
+from kdcache.errors import UsageError
+from kdcache.precompute.prepare import default_encoding
+from kdcache.precompute.probe import WITNESS_BYTES, ViewCosts
+from kdcache.recipe.schema import load_recipe
+from kdcache.report.plan import Plan, Wishes, make_plan, views_of_epochs
+from kdcache.student.config import TrainConfig, make_config
+from kdcache.targets.encoding import parse_encoding
+from pipelines import recipe_run
+from pipelines.recipe_run import (
+    READY,
+    Command,
+    Options,
+    Place,
+    Ready,
+    Step,
+    commands,
+    load_ready,
+    main,
+    parse,
+)
+from tests.cli.conftest import Run, kdcache
+from tests.pipelines.layouts import LAYOUTS, Laid, lay_imagenet
+from tests.pipelines.papers import PAPER, SIZES
+from tests.pipelines.test_make import ROOT, _make
+
+__all__ = ["kdcache"]
+
+TEACHER_VIEWS_PER_S, BLOCK = 1000, 64
+RESULTS = ROOT / "pipelines/bench/results"
+STUDENT_IMAGES_PER_S = json.loads((RESULTS / "gpu/student.json").read_text())["figures"][
+    "a_teacher_in_the_loop"
+]["cached"]["images_per_s"]
+EVERY = [(name, schedule) for name, schedules in PAPER.items() for schedule in schedules]
+NAMES = sorted(PAPER)
+STEPS = ["pack", "pack", "plan", "precompute", "precompute", "verify", "train", "eval"]
+
+
+def _ready(name: str) -> Ready:
+    return load_ready(READY / f"{name}.toml")
+
+
+def _head(name: str) -> list[str]:
+    """Return the comment that a recipe begins with."""
+    lines = (READY / f"{name}.toml").read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return lines[:end]
+
+
+def _config(name: str, schedule: str) -> TrainConfig:
+    options = _ready(name).training(schedule)
+    names = {key: key.replace("-", "_") for key in options} | {"workers": "num_workers"}
+    return make_config(**{names[key]: value for key, value in options.items()})
+
+
+def test_every_dataset_has_a_recipe_and_every_recipe_is_tested() -> None:
+    assert {path.stem for path in READY.glob("*.toml")} == set(NAMES) == set(LAYOUTS)
+    for name in NAMES:
+        assert set(_ready(name).schedule) == set(PAPER[name])
+
+
+# --- settings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "schedule"), EVERY)
+def test_settings_are_the_papers_in_torchs_convention(name: str, schedule: str) -> None:
+    """Torch multiplies the decay by the learning rate; warm-up is a share of the steps."""
+    paper, config = PAPER[name][schedule], _config(name, schedule)
+    assert (config.epochs, config.learning_rate) == (paper.epochs, paper.learning_rate)
+    assert config.weight_decay * config.learning_rate == pytest.approx(paper.decay, rel=2e-3)
+    assert config.temperature == paper.temperature
+    assert config.batch_size == pytest.approx(paper.batch_size, rel=4e-3)
+    steps = config.epochs * (SIZES[name][0] // config.batch_size)
+    assert config.warmup * steps == pytest.approx(paper.warmup_steps, rel=2e-3)
+    assert (config.optimizer, config.schedule, config.clip) == ("adamw", "cosine", 1.0)
+    assert (config.direction, config.label_weight) == ("forward", 0)
+    assert config.epochs % config.views_per_load == 0
+    place = Place(Path("d"), "t:n", None, Path("o"))
+    assert [c.step for c in commands(_ready(name), schedule, place=place)] == STEPS
+
+
+@pytest.mark.parametrize(("name", "schedule"), EVERY)
+def test_targets_are_kept_so_that_the_students_temperature_is_served(
+    name: str, schedule: str
+) -> None:
+    ready, (_, classes) = _ready(name), SIZES[name]
+    encoding = str(ready.precompute.get("encoding", default_encoding(classes)))
+    parse_encoding(encoding, classes).check_temperature(_config(name, schedule).temperature)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_views_are_the_papers_at_the_size_that_they_are_measured_at(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    views, central = (load_recipe(recipe) for recipe in (_ready(name).views, _ready(name).central))
+    assert views.size == central.size
+    assert views.model_copy(update={"size": 224}).id == load_recipe("funmatch").id
+    assert (central.crop.law, central.mix, central.flip) == ("centre", None, None)
+
+
+# --- heads ---------------------------------------------------------------------------------
+
+
+def _target_bytes(name: str) -> float:
+    """Return the bytes of a stored view: as measured; of dense targets as they are uncompressed."""
+    ready, (_, classes) = _ready(name), SIZES[name]
+    if "encoding" not in ready.precompute:
+        measured = json.loads((RESULTS / "cache.json").read_text())["figures"]
+        return float(measured["a_view_of_ce"][default_encoding(classes)]["bytes"])
+    encoding = parse_encoding(str(ready.precompute["encoding"]), classes)
+    return float(sum(s.width * np.dtype(s.dtype).itemsize for s in encoding.specs(classes)))
+
+
+def _plan(name: str, schedule: str, reuse: float) -> tuple[int, Plan]:
+    views = _ready(name).num_views(schedule, reuse=reuse)
+    assert views == views_of_epochs(PAPER[name][schedule].epochs, reuse=reuse)
+    images = SIZES[name][0]
+    costs = ViewCosts(
+        teacher_s=1 / TEACHER_VIEWS_PER_S,
+        render_s=1e-3,
+        target_bytes=_target_bytes(name) + WITNESS_BYTES / BLOCK,
+        span_views=views.span_views,
+        teacher_cores=1,
+        cores=8,
+    )
+    speed = STUDENT_IMAGES_PER_S
+    tars = -(-images // 1024)
+    wishes = Wishes(images, tars, 1e5, views, student_images_per_s=speed)
+    return views.num_views, make_plan(costs, wishes)
+
+
+def _row(name: str, schedule: str) -> str:
+    """Return the line of a schedule: views, bytes and teacher's hours at reuse 3 and 12."""
+    paper = PAPER[name][schedule]
+    cells, hours = "", 0.0
+    for reuse in (3, 12):
+        views, plan = _plan(name, schedule, reuse)
+        cells += f"{views:>9,} {human_bytes(plan.storage_bytes):>8} {plan.teacher_hours:>8,.1f}"
+        hours = plan.student_hours or 0.0
+    top1 = "-" if paper.top1 is None else f"{paper.top1:.2f}%"
+    return f"# {schedule:<7} {paper.epochs:>9,}{cells} {hours:>9,.1f} {top1:>7}"
+
+
+@pytest.mark.parametrize(("name", "schedule"), EVERY)
+def test_the_head_says_what_kdcache_plans(name: str, schedule: str) -> None:
+    assert _row(name, schedule) in _head(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_says_how_large_the_dataset_is_and_at_which_speeds(name: str) -> None:
+    head, (images, classes) = " ".join(line.lstrip("# ") for line in _head(name)), SIZES[name]
+    assert f"{images:,} training images, {classes:,} classes" in head
+    assert f"{TEACHER_VIEWS_PER_S:,} views/s" in head
+    assert f"{STUDENT_IMAGES_PER_S:,.0f} images/s" in head
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_the_head_makes_commands_that_kdcache_takes(name: str) -> None:
+    text = "\n".join(line.removeprefix("#") for line in _head(name)).replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("make recipe"))
+    done = _make("-n", *shlex.split(line)[1:], "SHOW=1")
+    assert done.returncode == 0, done.stderr
+    script = re.search(r"recipe_run (.*?)\)\s*&&", done.stdout.replace("\\\n", " "), re.DOTALL)
+    assert script is not None
+    printed = _print(*shlex.split(script[1]))
+    assert [words[0] for words in printed] == STEPS
+    for words in printed:
+        parse(Command(Step(words[0]), tuple(words)))
+
+
+def _invoke(*words: str) -> Any:
+    script = typer.Typer()
+    script.command()(main)
+    return CliRunner().invoke(script, words)
+
+
+def _print(*words: str) -> list[list[str]]:
+    """Return the kdcache commands that the script prints, without what stands before them."""
+    done = _invoke(*words)
+    assert done.exit_code == 0, done.output
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    return [line[line.index("kdcache") + 1 :] for line in lines]
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+SMALL: Options = {
+    "student": "timm:test_resnet",
+    "batch-size": 4,
+    "epochs": 2,
+    "workers": 0,
+    "eval-every": 1,
+    "save-every": 1,
+}
+
+
+def _small(ready: Ready, schedule: str) -> Ready:
+    """Return a recipe with the sizes of a few images; all else is as it was."""
+    fewer = {"views-per-load": 2} if "views-per-load" in ready.student else {}
+    return ready.model_copy(
+        update={
+            "precompute": {**ready.precompute, "workers": 0},
+            "schedule": {schedule: {**ready.training(schedule), **SMALL, **fewer}},
+        }
+    )
+
+
+def _run(kdcache: Run, command: Command) -> Any:
+    assert command.launcher == ()
+    words = [*command.words, "--json", *(["--probe-s", 0] if command.step is Step.plan else [])]
+    outcome = kdcache(*words)
+    assert outcome.code == 0, (command, outcome.stderr)
+    return outcome.value
+
+
+def _labels(folder: Path) -> list[int]:
+    return [int(label) for label in load_dataset(folder).labels]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_from_the_datasets_own_files_to_a_measured_student(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdcache: Run
+) -> None:
+    monkeypatch.chdir(ROOT)
+    laid: Laid = LAYOUTS[name](tmp_path / "data", monkeypatch)
+    schedule = next(iter(PAPER[name]))
+    out = tmp_path / "out"
+    place = Place(tmp_path / "data", "tests.tiny:linear_teacher", None, out, reuse=1)
+    found = commands(_small(_ready(name), schedule), schedule, place=place)
+    values = [_run(kdcache, command) for command in found]
+    assert [command.step.value for command in found] == STEPS
+
+    assert all(command.done is None or command.done.is_file() for command in found)
+    assert sorted(_labels(out / "train")) == sorted(laid.train)
+    assert _labels(out / "val") == list(laid.val) or name == "sun397"  # its order is the disk's
+    assert sorted(_labels(out / "val")) == sorted(laid.val)
+    assert load_dataset(out / "train").num_classes == laid.num_classes
+    plan, cached, central, verified, trained, measured = values[2:]
+    assert plan["asked"]["views"] == {"num_views": 2, "span_views": 2, "epochs": 2}
+    assert (cached["views"], cached["rows_unusable"], central["views"]) == (2, 0, 1)
+    assert (verified["damaged"], verified["replay"]) == ([], {"blocks": 1, "differing": []})
+    assert (trained["epoch"], trained["reuse"]) == (2, 1)
+    assert measured["samples"] == len(laid.val)
+    config = json.loads((out / schedule / "run" / "config.json").read_text())
+    kept = {"learning_rate", "weight_decay", "temperature", "warmup"}
+    expected = _config(name, schedule).model_dump(include=kept)
+    assert {key: config[key] for key in kept} == expected
+
+
+def test_a_recipe_that_was_run_computes_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdcache: Run
+) -> None:
+    monkeypatch.chdir(ROOT)
+    LAYOUTS["cifar100"](tmp_path / "data", monkeypatch)
+    place = Place(tmp_path / "data", "tests.tiny:linear_teacher", None, tmp_path / "out", reuse=1)
+    found = commands(_small(_ready("cifar100"), "fast"), "fast", place=place)
+    left = [command for command in found if command.step is not Step.plan]
+    first = [_run(kdcache, command) for command in left]
+    again = [_run(kdcache, command) for command in left if command.done is None]
+    assert [value["spans_computed"] for value in first[2:4]] == [1, 1]
+    assert [value["spans_computed"] for value in again[:2]] == [0, 0]
+    assert again[2] == first[4]
+    assert "loss" in first[5]
+    assert "loss" not in again[3]
+    assert again[4] == first[6]
+    assert str(left[0]).startswith(f"test -e {tmp_path}/out/train/dataset.json || kdcache pack ")
+
+
+def test_imagenet_packs_as_torchvision_lays_it_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid = lay_imagenet(tmp_path, monkeypatch)
+    source = open_source("torchvision:ImageNet", root=tmp_path, split="val")
+    assert [source.read(row).label for row in range(len(source.keys))] == list(laid.val)
+    assert source.classes is not None
+    assert source.classes[0] == "name of n01440764, another"
+
+
+# --- choices -------------------------------------------------------------------------------
+
+
+def test_several_gpus_compute_and_train_together() -> None:
+    place = Place(Path("d"), "t:n", Path("w"), Path("o"), gpus=8)
+    found = commands(_ready("imagenet1k"), "300", place=place)
+    trained = next(command for command in found if command.step is Step.train)
+    assert str(trained).startswith("torchrun --no-python --nproc-per-node 8 kdcache train ")
+    (job, central) = (command for command in found if command.step is Step.precompute)
+    assert parse(job)["engine"].value == "processes"
+    assert parse(central)["engine"].value == "inline"
+    assert (parse(job)["weights"], parse(job)["views"]) == (Path("w"), 104)
+
+
+def test_reuse_and_step_are_choices() -> None:
+    words = ["pets", "long", "--data", "d", "--teacher", "t:n", "--reuse", "12"]
+    (job, central) = _print(*words, "--step", "precompute")
+    assert job[job.index("--views") + 1] == "2504"
+    assert central[central.index("--views") + 1] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("views = 3", "views: "),
+        ("views =", "not a TOML file"),
+        (None, "no such recipe; there are a"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text or "")
+    with pytest.raises(UsageError, match=words):
+        load_ready(path if text is not None else tmp_path / "b.toml")
+
+
+def test_a_typing_error_shows_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = (READY / "pets.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("learning-rate", "learning-rat"))
+    monkeypatch.setattr(recipe_run, "READY", tmp_path)
+    words = ["--data", "d", "--teacher", "t:n"]
+    for schedule, said in (
+        ("fast", "No such option: --learning-rat"),
+        ("slow", "schedule 'slow': choose one of fast, medium, long"),
+    ):
+        done = _invoke("mine", schedule, *words)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert said in done.stderr
+
+
+def test_make_runs_the_commands_until_one_fails(tmp_path: Path) -> None:
+    """With a kdcache that notes its words, and fails to verify."""
+    notes, out = tmp_path / "notes", tmp_path / "my out"
+    (out / "pets/val").mkdir(parents=True)
+    (out / "pets/val/dataset.json").touch()
+    programs = {
+        "python": f'exec {sys.executable} "$@"',
+        "kdcache": f'echo "$1" >> {notes}; test "$1" != verify',
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    given = ["NAME=pets", "SCHEDULE=fast", "DATA=d", "TEACHER=t:n", f"OUT={out}"]
+    done = _make("-o", "setup", "recipe", *given, f"BIN={os.path.relpath(tmp_path, ROOT)}")
+    assert done.returncode == 2, done.stderr
+    assert notes.read_text().split() == ["pack", "plan", "precompute", "precompute", "verify"]
