@@ -1,0 +1,121 @@
+"""Pictures of the study. A group's colour is the same in all; its variants differ in dashes."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from kdcache.report.figures import COLOURS, GREY, Dash, Line, Picture, Scale, lines_svg
+from pipelines.study.sentences import kind_of_views
+from pipelines.study.summary import Row, distinct, mean_over_seeds, select
+from pipelines.study.words import nats, number
+
+BLUE, ORANGE, GREEN, PINK = COLOURS
+ARMS: dict[str, tuple[str, Dash, str]] = {
+    "labels": (GREY, "-", "o"),
+    "labels + mixup": (GREY, "--", "s"),
+    "fixed": (ORANGE, "-", "o"),
+    "fixed, mean of crops": (ORANGE, ":", "D"),
+    "fixed + mixup": (ORANGE, "--", "s"),
+    "independent": (PINK, "-", "^"),
+    "consistent, mild crops": (GREEN, ":", "D"),
+    "consistent": (GREEN, "-", "o"),
+    "function matching": (BLUE, "-", "o"),
+}
+DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
+LIVE = 3.0  # by what factor a live teacher stands beyond the most views
+USES = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
+KL = Scale("Test KL to the teacher, nats", is_log=True)
+
+
+def arms(runs: Sequence[Row]) -> Picture:
+    """Return the KL of each arm against its epochs."""
+    lines = []
+    for (arm,) in distinct(runs, "arm"):
+        colour, dash, mark = ARMS[arm]
+        there = select(runs, arm=arm)
+        budgets = [epochs for (epochs,) in distinct(there, "epochs")]
+        parts = [select(there, epochs=epochs) for epochs in budgets]
+        lines.append(_line(arm, budgets, parts, colour=colour, dash=dash, mark=mark))
+    ticks: dict[float, str] = {epochs: number(epochs) for (epochs,) in distinct(runs, "epochs")}
+    x = Scale("epochs", is_log=True, ticks=ticks)
+    return _picture("digits-arms", lines, x=x)
+
+
+def views(rows: Sequence[Row], *, reuse: bool) -> Picture:
+    """Return the KL against the number of stored views, and with a live teacher beyond them.
+
+    reuse: against the uses of each view in its place.
+    """
+    budgets = [epochs for (epochs,) in distinct(rows, "epochs")]
+    counts = sorted(views for (views,) in distinct(rows, "views") if views is not None)
+    if reuse:
+        label = "uses of each stored view (epochs / views)"
+        live = min(budgets) / max(counts) / LIVE
+        marks = [use for use in USES if live < use <= max(budgets) / min(counts)]
+    else:
+        label, live, marks = "stored views of each image", max(counts) * LIVE, counts[::2]
+    lines = []
+    for mixed, epochs in distinct(rows, "mixed", "epochs"):
+        there = select(rows, mixed=mixed, epochs=epochs)
+        found = {
+            live if views is None else epochs / views if reuse else views: select(
+                there, views=views
+            )
+            for (views,) in distinct(there, "views")
+        }
+        at = sorted(found)
+        colour, mark = (BLUE, "o") if mixed else (GREEN, "s")
+        dash = DASHES[budgets.index(epochs) % len(DASHES)]
+        name = kind_of_views(mixed) + (f", {number(epochs)}" if len(budgets) > 1 else "")
+        parts = [found[place] for place in at]
+        lines.append(_line(name, at, parts, colour=colour, mark=mark, dash=dash))
+    x = Scale(label, is_log=True, ticks={live: "live", **{mark: number(mark) for mark in marks}})
+    return _picture("digits-reuse" if reuse else "digits-views", lines, x=x)
+
+
+def encodings(rows: Sequence[Row]) -> Picture:
+    """Return the KL against what is kept of a view, a line for each temperature."""
+    kept = [k for (k,) in distinct(rows, "k")]
+    styles = itertools.cycle(zip(COLOURS, "os^D", strict=True))
+    lines = []
+    for (temperature, stored, epochs), (colour, mark) in zip(
+        distinct(rows, "temperature", "stored_temperature", "epochs"), styles, strict=False
+    ):
+        there = select(rows, temperature=temperature, stored_temperature=stored, epochs=epochs)
+        parts = {kept.index(k): select(there, k=k) for (k,) in distinct(there, "k")}
+        name = f"T = {number(temperature)}"
+        if stored is not None:
+            name += f", stored at {number(stored)}"
+        lines.append(_line(name, list(parts), list(parts.values()), colour=colour, mark=mark))
+    ticks: dict[float, str] = {
+        place: f"{'all' if k is None else k}\n{_bytes(select(rows, k=k))}"
+        for place, k in enumerate(kept)
+    }
+    x = Scale("classes kept of each view, and bytes", ticks=ticks)
+    return _picture("digits-encodings", lines, x=x)
+
+
+def _bytes(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['bytes_per_view']:.1f} B"
+
+
+def _line(name: str, x: Sequence[float], parts: Sequence[Sequence[Row]], **style: Any) -> Line:
+    """Return the line of the means of parts, a part at each x."""
+    found = [mean_over_seeds(part) for part in parts]
+    y, low, high = ([part[index] for part in found] for index in range(3))
+    return Line(name, x, y, low=low, high=high, **style)
+
+
+def _picture(name: str, lines: Sequence[Line], *, x: Scale) -> Picture:
+    """Return a picture of KLs, with each line's first and last values in words."""
+
+    def place(value: float) -> str:
+        return (x.ticks or {}).get(value, f"{value:,.3g}").replace("\n", ", ")
+
+    said = [
+        f"{line.name}: {nats(line.y[0])} at {place(line.x[0])}, "
+        f"{nats(line.y[-1])} at {place(line.x[-1])}"
+        for line in lines
+    ]
+    words = f"{KL.label}, against {x.label}. {'; '.join(said)}."
+    return Picture(name, lines_svg(lines, name, x=x, y=KL), words)
