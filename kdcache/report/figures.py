@@ -5,6 +5,7 @@ ends, so that no colour must be looked up, and told apart by dashes and marks, t
 """
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +27,8 @@ _LEFT, _BOTTOM, _TOP = 0.5, 0.5, 0.4
 _FONT = 9.0
 _LETTER = 0.57 * _FONT / 72  # inches, of a wide font
 _LINE = 1.3 * _FONT / 72
-_LEADER = 0.26
+_LEADER, _MARGIN = 0.26, 0.06  # before and after a name
+_LEAST_RATIO = 2.5  # of a logarithmic axis: small differences are not made to look large
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def lines_svg(lines: Sequence[Line], name: str, *, x: Scale, y: Scale) -> str:
         {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": _FONT, "text.color": GREY}
     ):
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
-        right = _LEADER + _LETTER * max(len(line.name) for line in lines)
+        right = _LEADER + _MARGIN + _LETTER * max(len(line.name) for line in lines)
         bottom = _BOTTOM + _LINE * max(tick.count("\n") for tick in (x.ticks or {0: ""}).values())
         width, height = _WIDTH - _LEFT - right, _HEIGHT - bottom - _TOP
         box = (_LEFT / _WIDTH, bottom / _HEIGHT, width / _WIDTH, height / _HEIGHT)
@@ -99,15 +101,15 @@ def lines_svg(lines: Sequence[Line], name: str, *, x: Scale, y: Scale) -> str:
         _set_scale(axes, "y", y)
         _name_ends(axes, lines, gap=_LINE / height)
         text = io.StringIO()
-        unnamed = {"Date": None, "Creator": None}  # equal lines make equal files
-        figure.savefig(text, format="svg", transparent=True, metadata=unnamed)
+        none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=none)
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
     axes.plot(
         line.x, line.y, color=line.colour, linestyle=line.dash, linewidth=1.8, marker=line.mark,
-        markersize=4.5,
+        markersize=3.5,
     )  # fmt: skip
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=line.colour, linewidth=1.2, alpha=0.6)
@@ -118,6 +120,12 @@ def _set_scale(axes: Axes, side: Literal["x", "y"], scale: Scale) -> None:
     if scale.is_log:
         axes.set(**{f"{side}scale": "log"})
         log_ticks(axis, lambda value: f"{value:,.4g}")
+        axes.autoscale_view()
+        low, high = axis.get_view_interval()
+        more = math.sqrt(max(_LEAST_RATIO / (high / low), 1))
+        axes.set(**{f"{side}lim": (low / more, high * more)})
+        if high / low * more**2 < 10:
+            axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     if scale.ticks is not None:
         axis.set_ticks(list(scale.ticks), list(scale.ticks.values()))
         axis.set_minor_locator(NullLocator())
@@ -125,6 +133,7 @@ def _set_scale(axes: Axes, side: Literal["x", "y"], scale: Scale) -> None:
 
 def _name_ends(axes: Axes, lines: Sequence[Line], *, gap: float) -> None:
     """Write each line's name beside its right end. gap: of one name to the next, in axes."""
+    axes.autoscale_view()  # else the scale is not yet that of the data
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [(line.x[-1], line.y[-1]) for line in lines]
     places = spread([float(to_axes.transform(end)[1]) for end in ends], gap)

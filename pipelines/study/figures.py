@@ -23,7 +23,7 @@ ARMS: dict[str, tuple[str, Dash, str]] = {
 }
 DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 LIVE = 3.0  # by what factor a live teacher stands beyond the most views
-USES = (0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
+USES = (1, 10, 100, 1000)  # that are marked
 KL = Scale("Test KL to the teacher, nats", is_log=True)
 
 

@@ -97,7 +97,7 @@ def tests_found(tests: Sequence[Mapping[str, Any]]) -> str:
         f"Of {len(registered)} registered comparisons, {held if missed else 'all'} "
         f"{SEPARATES if held == 1 else 'separate'} after Holm's correction."
     )
-    return f"{counted} {capital(NOT_SEPARATES)}: {'; '.join(missed)}." if missed else counted
+    return f"{counted} Not separating: {'; '.join(missed)}." if missed else counted
 
 
 def claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -181,7 +181,7 @@ def replay_costs(rows: Sequence[Row]) -> list[tuple[str, Estimate]]:
 
 def replay_found(rows: Sequence[Row], recipe: str) -> str:
     """Say what each fault of a replay costs. rows: of this recipe."""
-    return f"When views of {recipe} are replayed wrongly, {_costs(replay_costs(rows))}."
+    return f"When views of the recipe {recipe} are replayed wrongly, {_costs(replay_costs(rows))}."
 
 
 def _costs(costs: Sequence[tuple[str, Estimate]]) -> str:

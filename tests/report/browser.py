@@ -1,10 +1,11 @@
 """A real browser for tests, spoken to over pipes in its DevTools protocol."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,20 +88,32 @@ class Browser:
 @contextmanager
 def run_browser(program: str, profile: Path) -> Iterator[Browser]:
     """Start a browser with a fresh profile, and end it."""
-    command_read, command_write = os.pipe()
-    answer_read, answer_write = os.pipe()
+    commands, to = _pipe()
+    answers, answer_to = _pipe()
     # The browser reads commands from its file 3 and answers on its file 4.
-    shell = f'exec 3<&{command_read} 4>&{answer_write}; exec "$@"'
-    process = subprocess.Popen(
-        ["sh", "-c", shell, "sh", program, *OPTIONS, f"--user-data-dir={profile}"],
-        pass_fds=(command_read, answer_write), stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(command_read)
-    os.close(answer_write)
-    with process, os.fdopen(command_write, "wb") as to, os.fdopen(answer_read, "rb") as answers:
-        try:
-            browser = Browser(to, answers)
+    files = [
+        (os.POSIX_SPAWN_DUP2, commands, 3),
+        (os.POSIX_SPAWN_DUP2, answer_to, 4),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
+    line = [program, *OPTIONS, f"--user-data-dir={profile}"]
+    process = os.posix_spawn(program, line, os.environ, file_actions=files)
+    os.close(commands)
+    os.close(answer_to)
+    try:
+        with os.fdopen(to, "wb") as out, os.fdopen(answers, "rb") as back:
+            browser = Browser(out, back)
             yield browser
             browser("Browser.close")
-        finally:
-            process.kill()
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _pipe() -> tuple[int, int]:
+    """Return the ends of a pipe, whose numbers are none that a browser expects."""
+    ends = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
