@@ -148,7 +148,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line], *, gap: float) -> None:
             arrowprops={
                 "arrowstyle": "-",
                 "color": line.colour,
-                "linewidth": 1,
+                "linewidth": 0.8,
                 "shrinkB": 3,
                 "relpos": (0, 0.5),
             },

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdcache.report.figures import COLOURS, GREY, Dash, Line, Picture, Scale, lines_svg
 from pipelines.study.sentences import kind_of_views
-from pipelines.study.summary import Row, distinct, mean_over_seeds, select
+from pipelines.study.summary import Row, budgets, bytes_per_view, distinct, mean_over_seeds, select
 from pipelines.study.words import nats, number
 
 BLUE, ORANGE, GREEN, PINK = COLOURS
@@ -22,8 +22,7 @@ ARMS: dict[str, tuple[str, Dash, str]] = {
     "function matching": (BLUE, "-", "o"),
 }
 DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
-LIVE = 3.0  # by what factor a live teacher stands beyond the most views
-USES = (1, 10, 100, 1000)  # that are marked
+DECADES: tuple[float, ...] = (1, 10, 100, 1000)
 KL = Scale("Test KL to the teacher, nats", is_log=True)
 
 
@@ -33,44 +32,39 @@ def arms(runs: Sequence[Row]) -> Picture:
     for (arm,) in distinct(runs, "arm"):
         colour, dash, mark = ARMS[arm]
         there = select(runs, arm=arm)
-        budgets = [epochs for (epochs,) in distinct(there, "epochs")]
-        parts = [select(there, epochs=epochs) for epochs in budgets]
-        lines.append(_line(arm, budgets, parts, colour=colour, dash=dash, mark=mark))
-    ticks: dict[float, str] = {epochs: number(epochs) for (epochs,) in distinct(runs, "epochs")}
+        at = budgets(there)
+        parts = [select(there, epochs=epochs) for epochs in at]
+        lines.append(_line(arm, at, parts, colour=colour, dash=dash, mark=mark))
+    ticks: dict[float, str] = {epochs: number(epochs) for epochs in budgets(runs)}
     x = Scale("epochs", is_log=True, ticks=ticks)
     return _picture("digits-arms", lines, x=x)
 
 
 def views(rows: Sequence[Row], *, reuse: bool) -> Picture:
-    """Return the KL against the number of stored views, and with a live teacher beyond them.
+    """Return the KL against stored views; a live teacher has one for each epoch.
 
     reuse: against the uses of each view in its place.
     """
-    budgets = [epochs for (epochs,) in distinct(rows, "epochs")]
-    counts = sorted(views for (views,) in distinct(rows, "views") if views is not None)
-    if reuse:
-        label = "uses of each stored view (epochs / views)"
-        live = min(budgets) / max(counts) / LIVE
-        marks = [use for use in USES if live < use <= max(budgets) / min(counts)]
-    else:
-        label, live, marks = "stored views of each image", max(counts) * LIVE, counts[::2]
+    lengths = budgets(rows)
     lines = []
     for mixed, epochs in distinct(rows, "mixed", "epochs"):
         there = select(rows, mixed=mixed, epochs=epochs)
-        found = {
-            live if views is None else epochs / views if reuse else views: select(
-                there, views=views
-            )
-            for (views,) in distinct(there, "views")
-        }
+        found = {}
+        for (views,) in distinct(there, "views"):
+            stored = epochs if views is None else views
+            found[epochs / stored if reuse else stored] = select(there, views=views)
         at = sorted(found)
         colour, mark = (BLUE, "o") if mixed else (GREEN, "s")
-        dash = DASHES[budgets.index(epochs) % len(DASHES)]
-        name = kind_of_views(mixed) + (f", {number(epochs)}" if len(budgets) > 1 else "")
+        dash = DASHES[lengths.index(epochs) % len(DASHES)]
+        name = kind_of_views(mixed) + (f", {number(epochs)}" if len(lengths) > 1 else "")
         parts = [found[place] for place in at]
         lines.append(_line(name, at, parts, colour=colour, mark=mark, dash=dash))
-    x = Scale(label, is_log=True, ticks={live: "live", **{mark: number(mark) for mark in marks}})
-    return _picture("digits-reuse" if reuse else "digits-views", lines, x=x)
+    ticks = {place: number(place) for place in DECADES if place <= lengths[-1]}
+    if reuse:
+        x = Scale("uses of each stored view (1: live)", is_log=True, ticks=ticks)
+        return _picture("digits-reuse", lines, x=x)
+    x = Scale("stored views (last point: live, one an epoch)", is_log=True, ticks=ticks)
+    return _picture("digits-views", lines, x=x)
 
 
 def encodings(rows: Sequence[Row]) -> Picture:
@@ -88,15 +82,11 @@ def encodings(rows: Sequence[Row]) -> Picture:
             name += f", stored at {number(stored)}"
         lines.append(_line(name, list(parts), list(parts.values()), colour=colour, mark=mark))
     ticks: dict[float, str] = {
-        place: f"{'all' if k is None else k}\n{_bytes(select(rows, k=k))}"
+        place: f"{'all' if k is None else k}\n{bytes_per_view(select(rows, k=k)):.1f} B"
         for place, k in enumerate(kept)
     }
     x = Scale("classes kept of each view, and bytes", ticks=ticks)
     return _picture("digits-encodings", lines, x=x)
-
-
-def _bytes(rows: Sequence[Row]) -> str:
-    return f"{rows[0]['bytes_per_view']:.1f} B"
 
 
 def _line(name: str, x: Sequence[float], parts: Sequence[Sequence[Row]], **style: Any) -> Line:

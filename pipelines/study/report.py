@@ -11,10 +11,10 @@ from kdcache.files import write_whole
 from kdcache.report.page import Section, render_page
 from pipelines.study import figures, sentences, tables
 from pipelines.study.markdown import render_markdown
-from pipelines.study.summary import distinct, select
+from pipelines.study.summary import budgets, distinct, in_order, select
 from pipelines.study.words import listed, number
 
-TITLE = "A good teacher is patient and consistent: the study on handwritten digits"
+TITLE = "Is a good teacher patient and consistent? A study on handwritten digits"
 PAPER = "Beyer et al., “Knowledge distillation: a good teacher is patient and consistent” (2022)"
 NAME = "digits"
 PARTS = ("runs", "views", "encodings", "wrong_replay", "small_teacher")
@@ -55,6 +55,7 @@ def _one_line(value: Any) -> str:
 
 def make_sections(result: Mapping[str, Any]) -> list[Section]:
     """Return what the report says, part by part; what was not run is left out."""
+    result = in_order(result)
     return [
         Section("What was found", paragraphs=_found(result)),
         Section("What was done", paragraphs=_done(result), table=_design(result)),
@@ -72,10 +73,9 @@ def make_sections(result: Mapping[str, Any]) -> list[Section]:
 
 def _found(result: Mapping[str, Any]) -> list[str]:
     runs = result["runs"]
-    budgets = [epochs for (epochs,) in distinct(runs, "epochs")]
     said = ["This was a short trial: its numbers mean nothing."] if result["quick"] else []
     said += [
-        sentences.best_and_worst(runs, budgets[-1]),
+        sentences.best_and_worst(runs, budgets(runs)[-1]),
         sentences.places(runs, sentences.FUNCTION_MATCHING),
         sentences.tests_found(result["tests"]),
         *sentences.claims(result["tests"]),
@@ -91,6 +91,7 @@ def _enough(result: Mapping[str, Any]) -> list[str]:
 def _done(result: Mapping[str, Any]) -> list[str]:
     machine, design = result["machine"], result["design"]
     versions = listed([f"{name} {version}" for name, version in result["versions"].items()])
+    commit = f" at commit {result['commit']}" if result["commit"] else ""
     where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     return [
         f"The study of {PAPER}, made small: a teacher and students of scikit-learn's digits. Each "
@@ -98,7 +99,7 @@ def _done(result: Mapping[str, Any]) -> list[str]:
         f"{number(design['test_images'])} test images: KL(teacher || student) in nats at "
         "temperature 1, how often it agrees with the teacher, and accuracy. "
         + sentences.teachers_are(result["teachers"]),
-        f"Made by {result['command']} on {result['date']} at commit {result['commit']}, in "
+        f"Made by {result['command']} on {result['date']}{commit}, in "
         f"{result['seconds'] / 60:.0f} minutes on {where}; {versions}.",
     ]
 
@@ -120,13 +121,14 @@ def _setting(value: Any) -> str:
 
 
 def _arms(result: Mapping[str, Any]) -> tables.Table:
-    return [["arm", "it sees and learns"], *map(list, result["design"]["arms"].items())]
+    return [["arm", "what it sees and learns"], *map(list, result["design"]["arms"].items())]
 
 
 def _main(result: Mapping[str, Any]) -> list[Section]:
     runs = result["runs"]
-    budgets = [epochs for (epochs,) in distinct(runs, "epochs")]
-    steps = [sentences.patience(runs, short=short, long=long) for short, long in pairwise(budgets)]
+    steps = [
+        sentences.patience(runs, short=short, long=long) for short, long in pairwise(budgets(runs))
+    ]
     return [
         Section(
             "KL to the teacher, and patience",
@@ -150,7 +152,7 @@ def _tests(result: Mapping[str, Any]) -> list[Section]:
     )
     beside = Section(
         "Reported beside them",
-        paragraphs=["Not registered and not corrected: hints, not findings."],
+        paragraphs=["Two-sided, not registered and not corrected: hints, not findings."],
         table=tables.tests(result["tests"], registered=False),
     )
     return [part for part in (registered, beside) if part.table]
@@ -165,7 +167,7 @@ def _views(result: Mapping[str, Any]) -> list[Section]:
             "Test KL against stored views",
             paragraphs=[
                 "A cache holds a number of views, which are used again and again; with a live "
-                "teacher the student has a new view in every epoch.",
+                "teacher the student has a new view in every epoch, and uses each once.",
             ],
             figures=[figures.views(rows, reuse=False), figures.views(rows, reuse=True)],
             table=tables.views(rows),

@@ -7,7 +7,16 @@ means that a 95% interval over the seeds leaves zero out.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.study.summary import Estimate, Row, difference, distinct, mean_over_seeds, select
+from pipelines.study.summary import (
+    Estimate,
+    Row,
+    budgets,
+    difference,
+    distinct,
+    estimate_of,
+    mean_over_seeds,
+    select,
+)
 from pipelines.study.words import (
     arms_named,
     capital,
@@ -47,7 +56,7 @@ def best_and_worst(runs: Sequence[Row], epochs: int) -> str:
 def places(runs: Sequence[Row], arm: str) -> str:
     """Say an arm's place among all after each number of epochs."""
     said = []
-    for (epochs,) in distinct(runs, "epochs"):
+    for epochs in budgets(runs):
         order = [name for name, _ in ranking(runs, epochs)]
         if arm in order:
             said.append(f"{order.index(arm) + 1} of {len(order)} after {number(epochs)} epochs")
@@ -73,14 +82,17 @@ def patience(runs: Sequence[Row], *, short: int, long: int) -> str:
 
 def finding(test: Mapping[str, Any]) -> str:
     """Say what a test found."""
-    if test["separates"]:
+    if not test["separates"]:
+        other = estimate_of(test).sign > 0
+        return NOT_SEPARATES + ("; clearly the other way round" if other else "")
+    if test["registered"]:
         return SEPARATES
-    return NOT_SEPARATES + ("; clearly the other way round" if test["low"] > 0 else "")
+    return f"{SEPARATES}: {test['better'] if test['difference'] < 0 else test['worse']} is lower"
 
 
 def hypothesis(test: Mapping[str, Any]) -> str:
-    """Return the two arms that a test compares."""
-    return f"{test['better']} < {test['worse']}"
+    """Return the two arms that a test compares: one-sided where it was registered."""
+    return f"{test['better']} {'<' if test['registered'] else 'against'} {test['worse']}"
 
 
 def tests_found(tests: Sequence[Mapping[str, Any]]) -> str:
@@ -199,7 +211,7 @@ def _costs(costs: Sequence[tuple[str, Estimate]]) -> str:
     return "; ".join(said) if said else "nothing was compared"
 
 
-def gain(rows: Sequence[Row], arm: str) -> Estimate | None:
+def _gain(rows: Sequence[Row], arm: str) -> Estimate | None:
     """Return by how much an arm's accuracy is above that of learning from labels."""
     return difference(select(rows, arm=arm), select(rows, arm="labels"), measure="accuracy")
 
@@ -208,8 +220,10 @@ def small_teacher_found(result: Mapping[str, Any]) -> str:
     """Say what function matching gains over labels with a teacher of as few images, and usually."""
     rows = result["small_teacher"]
     (epochs,) = distinct(rows, "epochs")[0]
-    small = gain(select(rows, epochs=epochs), FUNCTION_MATCHING)
-    usual = gain(select(result["runs"], epochs=epochs), FUNCTION_MATCHING)
+    small = _gain(select(rows, epochs=epochs), FUNCTION_MATCHING)
+    seeds = {row["seed"] for row in rows}
+    same = [row for row in select(result["runs"], epochs=epochs) if row["seed"] in seeds]
+    usual = _gain(same, FUNCTION_MATCHING)
     said = [
         f"{with_interval(found, points)} points {teacher}"
         for found, teacher in ((small, "with this teacher"), (usual, "with the usual one"))

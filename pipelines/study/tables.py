@@ -10,8 +10,17 @@ from pipelines.study.sentences import (
     hypothesis,
     kind_of_views,
     replay_costs,
-)  # fmt: skip
-from pipelines.study.summary import Estimate, Measure, Row, distinct, mean_over_seeds, select
+)
+from pipelines.study.summary import (
+    Measure,
+    Row,
+    budgets,
+    bytes_per_view,
+    distinct,
+    estimate_of,
+    mean_over_seeds,
+    select,
+)
 from pipelines.study.words import (
     nats,
     number,
@@ -19,7 +28,7 @@ from pipelines.study.words import (
     percent,
     signed_nats,
     with_interval,
-)  # fmt: skip
+)
 
 Table = list[list[str]]
 ALL_MEASURES = ("KL, nats", "agreement, %", "accuracy, %")
@@ -28,12 +37,12 @@ ALL_MEASURES = ("KL, nats", "agreement, %", "accuracy, %")
 def by_budget(runs: Sequence[Row], measure: Measure) -> Table:
     """Return a row for each arm and a column for each number of epochs."""
     show = nats if measure == "kl" else percent
-    budgets = [epochs for (epochs,) in distinct(runs, "epochs")]
+    columns = budgets(runs)
     body = [
-        [arm, *(_mean(select(runs, arm=arm, epochs=epochs), measure, show) for epochs in budgets)]
+        [arm, *(_mean(select(runs, arm=arm, epochs=epochs), measure, show) for epochs in columns)]
         for (arm,) in distinct(runs, "arm")
     ]
-    return _table(["arm", *(f"{number(epochs)} epochs" for epochs in budgets)], body)
+    return _table(["arm", *(f"{number(epochs)} epochs" for epochs in columns)], body)
 
 
 def tests(found: Sequence[Mapping[str, Any]], *, registered: bool) -> Table:
@@ -44,7 +53,7 @@ def tests(found: Sequence[Mapping[str, Any]], *, registered: bool) -> Table:
             hypothesis(test),
             number(test["epochs"]),
             number(test["pairs"]),
-            _signed_interval(test),
+            with_interval(estimate_of(test), signed_nats),
             p_value(test["p"]),
             p_value(test["p_holm"]),
             finding(test),
@@ -86,7 +95,9 @@ def equivalence(parts: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _equivalent(row: Mapping[str, Any]) -> str:
-    return _signed_interval(row) + (" equivalent" if row["equivalent"] else "")
+    return with_interval(estimate_of(row), signed_nats) + (
+        " equivalent" if row["equivalent"] else ""
+    )
 
 
 def _kind(mixed: bool, epochs: int) -> str:
@@ -109,7 +120,7 @@ def encodings(rows: Sequence[Row]) -> Table:
                     number(temperature),
                     name,
                     number(epochs),
-                    f"{used[0]['bytes_per_view']:.1f}",
+                    f"{bytes_per_view(used):.1f}",
                     "" if cost is None else with_interval(cost, signed_nats),
                     *_measures(used),
                 ]
@@ -157,10 +168,6 @@ def _measures(rows: Sequence[Row]) -> list[str]:
 
 def _mean(rows: Sequence[Row], measure: Measure, show: Callable[[float], str]) -> str:
     return with_interval(mean_over_seeds(rows, measure), show) if rows else ""
-
-
-def _signed_interval(row: Mapping[str, Any]) -> str:
-    return with_interval(Estimate(row["difference"], row["low"], row["high"]), signed_nats)
 
 
 def _table(heads: list[str], body: Table) -> Table:

@@ -130,6 +130,9 @@ def test_a_finding_separates_does_not_or_is_the_other_way_round() -> None:
     assert sentences.finding(_test(separates=True)) == "separates"
     unclear = _test(separates=False, low=-0.1, high=0.2)
     assert sentences.finding(unclear) == "does not separate"
+    beside = _test(separates=True, registered=False, difference=0.1)
+    assert sentences.finding(beside) == "separates: fixed is lower"
+    assert sentences.hypothesis(beside) == "consistent against fixed"
     reversed_ = _test(separates=False, low=0.1, high=0.2)
     assert sentences.finding(reversed_) == "does not separate; clearly the other way round"
 
@@ -169,7 +172,7 @@ def test_enough_views_are_told_or_that_there_are_none() -> None:
     unmixed = {**some, "mixed": False}
     assert sentences.enough_views([some, none, unmixed], mixed=True) == (
         "Mixed views from which on the KL is shown to be within 0.03 nats of a live teacher's: "
-        "64 in 600 epochs (9.38 uses of each); no number up to 512 in 3,000 epochs."
+        "64 in 600 epochs (9.38 uses of each); no number up to 64 in 3,000 epochs."
     )
     assert sentences.enough_views([unmixed, none], mixed=False).startswith("Unmixed views")
 
@@ -220,6 +223,11 @@ def test_settings_at_an_end_of_what_was_tried_are_named() -> None:
 # --- tables --------------------------------------------------------------------------------
 
 
+def test_the_report_is_the_same_in_whatever_order_the_rows_came() -> None:
+    lists = {name: HOLDING[name][::-1] for name in ("runs", "views", "encodings", "small_teacher")}
+    assert make_sections({**HOLDING, **lists}) == make_sections(HOLDING)
+
+
 def test_the_main_table_has_a_row_an_arm_and_a_column_a_budget() -> None:
     heads, *body = tables.by_budget(HOLDING["runs"], "kl")
     assert heads == ["arm", "100 epochs", "600 epochs", "3,000 epochs"]
@@ -268,14 +276,21 @@ def test_a_picture_names_all_its_lines_in_itself_and_in_words() -> None:
         assert f"{arm}: " in picture.words
 
 
-def test_the_live_teacher_stands_at_the_end_of_many_views_and_of_few_uses() -> None:
+def test_a_live_teacher_has_a_view_for_each_epoch_and_uses_it_once() -> None:
     views = figures.views(HOLDING["views"], reuse=False)
     uses = figures.views(HOLDING["views"], reuse=True)
     assert (views.name, uses.name) == ("digits-views", "digits-reuse")
-    for line in views.words.split(". ")[1].split("; "):
-        assert "at live" in line.split(", ")[-1]
-    first = uses.words.split(". ")[1].split("; ")[0]
-    assert "at live, " in first
+    live = {
+        (mixed, epochs): mean(row["kl"] for row in rows)
+        for mixed in (True, False)
+        for epochs in BUDGETS
+        if (rows := select(HOLDING["views"], mixed=mixed, epochs=epochs, views=None))
+    }
+    for (mixed, epochs), kl in live.items():
+        name = f"{'mixed' if mixed else 'unmixed'}, {epochs:,}: "
+        at_epochs = views.words.split(name)[1].split(";")[0].split(", ", 1)[1]
+        assert at_epochs.startswith(f"{kl:.3f} at ")
+        assert uses.words.split(name)[1].startswith(f"{kl:.3f} at 1, ")
 
 
 # --- the files -----------------------------------------------------------------------------
@@ -360,7 +375,9 @@ def test_what_was_not_run_is_left_out() -> None:
 def test_a_trial_of_one_seed_and_budget_is_reported(tmp_path: Path) -> None:
     one = make_result(holds=True, seeds=1)
     runs = [row for row in one["runs"] if row["epochs"] == BUDGETS[0]]
-    write_results({**one, "runs": runs, "quick": True}, tmp_path)
+    unknown = {"low": None, "high": None, "p": None, "p_holm": None, "separates": False}
+    found = [{**test, **unknown} for test in one["tests"]]
+    write_results({**one, "runs": runs, "tests": found, "quick": True}, tmp_path)
     assert "nan" not in (tmp_path / "digits.md").read_text()
 
 
