@@ -77,8 +77,7 @@ def _found(result: Mapping[str, Any]) -> list[str]:
     said += [
         sentences.best_and_worst(runs, budgets(runs)[-1]),
         sentences.places(runs, sentences.FUNCTION_MATCHING),
-        sentences.tests_found(result["tests"]),
-        *sentences.claims(result["tests"]),
+        *sentences.tests_found(result["tests"]),
     ]
     return said + _enough(result)
 

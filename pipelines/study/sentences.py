@@ -95,36 +95,45 @@ def hypothesis(test: Mapping[str, Any]) -> str:
     return f"{test['better']} {'<' if test['registered'] else 'against'} {test['worse']}"
 
 
-def tests_found(tests: Sequence[Mapping[str, Any]]) -> str:
-    """Say how many of the registered tests separate, and which do not."""
+def tests_found(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say how many of the registered tests separate, which do not, and what claims are shown.
+
+    A claim is what several tests have as their name: all of them must separate.
+    """
     registered = [test for test in tests if test["registered"]]
-    missed = [
+    held = sum(test["separates"] for test in registered)
+    counted = (
+        f"Of {len(registered)} registered comparisons, "
+        f"{'all' if held == len(registered) else held} {_separate(held)} after Holm's correction."
+    )
+    missed, claims = [], []
+    for name in dict.fromkeys(test["name"] for test in registered):
+        parts = [test for test in registered if test["name"] == name]
+        if len(parts) > 1:
+            claims.append(_claim(name, [test["separates"] for test in parts]))
+        elif not parts[0]["separates"]:
+            missed.append(_missed(parts[0]))
+    said = [f"{counted} Not separating: {'; '.join(missed)}." if missed else counted]
+    return said + claims
+
+
+def _missed(test: Mapping[str, Any]) -> str:
+    return (
         f"{hypothesis(test)} after {number(test['epochs'])} epochs "
         f"({signed_nats(test['difference'])} nats, p = {p_value(test['p_holm'])})"
-        for test in registered
-        if not test["separates"]
-    ]
-    held = len(registered) - len(missed)
-    counted = (
-        f"Of {len(registered)} registered comparisons, {held if missed else 'all'} "
-        f"{SEPARATES if held == 1 else 'separate'} after Holm's correction."
     )
-    return f"{counted} Not separating: {'; '.join(missed)}." if missed else counted
 
 
-def claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say of each claim that takes several registered comparisons whether all separate."""
-    said = []
-    registered = [test for test in tests if test["registered"]]
-    for name in dict.fromkeys(test["name"] for test in registered):
-        parts = [test["separates"] for test in registered if test["name"] == name]
-        if len(parts) > 1:
-            verdict = "is shown" if all(parts) else "is not shown"
-            said.append(
-                f"The claim “{name}” {verdict}: {sum(parts)} of its {len(parts)} comparisons "
-                f"{'separates' if sum(parts) == 1 else 'separate'}."
-            )
-    return said
+def _claim(name: str, parts: Sequence[bool]) -> str:
+    verdict = "is shown" if all(parts) else "is not shown"
+    return (
+        f"The claim “{name}” {verdict}: {sum(parts)} of its {len(parts)} comparisons "
+        f"{_separate(sum(parts))}."
+    )
+
+
+def _separate(count: int) -> str:
+    return SEPARATES if count == 1 else "separate"
 
 
 def enough_views(equivalence: Sequence[Mapping[str, Any]], *, mixed: bool) -> str:
