@@ -12,6 +12,7 @@ from kdcache.cli import (
     catalogues,
     compare,
     data,
+    doctor,
     evaluate,
     export,
     fidelity,
@@ -55,6 +56,7 @@ def root(
     """Teacher logits computed once over seeded views, and replayed bit for bit."""
 
 
+app.command("doctor")(doctor.doctor)
 app.command("pack")(data.pack)
 app.command("index")(data.index)
 app.add_typer(recipe.app, name="recipe")
