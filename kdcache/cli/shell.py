@@ -43,7 +43,7 @@ class Root(TyperGroup):
     """The list of all commands, each a line, by what they are for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
+        """Print the help: as typer does, which keeps what formatter holds to itself at times."""
         lines = [f"Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]...", "", self.help or "", ""]
         panels: dict[str, list[str]] = {}
         for name, command in self.commands.items():
@@ -53,7 +53,7 @@ class Root(TyperGroup):
         for panel, entries in panels.items():
             labels = [typer.style(f"{panel:<{LABEL}}", bold=True), *[" " * LABEL] * len(entries)]
             lines += [label + entry for label, entry in zip(labels, entries, strict=False)]
-        formatter.write("\n".join(lines) + f"\n{_OPTIONS}\n")
+        typer.echo("\n".join((*lines, _OPTIONS)))
 
 
 def hoisted(arguments: list[str]) -> list[str]:
