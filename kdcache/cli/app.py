@@ -18,6 +18,7 @@ from kdcache.cli import (
     export,
     fidelity,
     hub,
+    init,
     keys,
     output,
     plan,
@@ -71,6 +72,7 @@ def root(
 Commands = tuple[str, str, Callable[..., None] | typer.Typer, str]
 COMMANDS: tuple[Commands, ...] = (
     ("Start", "doctor", doctor.doctor, "Say if caches made elsewhere replay on this machine."),
+    ("Start", "init", init.init, "Write a recipe and a Makefile for your own images."),
     ("Data", "pack", data.pack, "Pack images into WebDataset tars."),
     ("Data", "index", data.index, "Index WebDataset tars that are there already."),
     ("Data", "recipe", recipe.app, "Look at recipes: what decides the pixels of views."),

@@ -15,7 +15,7 @@ from kdcache.cli.app import app
 from kdcache.cli.shell import SETTINGS
 from tests.cli.conftest import Run
 
-COMMANDS = ["doctor", "pack", "index", "plan", "fidelity", "precompute"]
+COMMANDS = ["doctor", "init", "pack", "index", "plan", "fidelity", "precompute"]
 COMMANDS += ["status", "inspect", "verify", "extend", "merge", "slice", "repair"]
 COMMANDS += ["train", "eval", "compare", "export"]
 COMMANDS += ["publish", "find", "show", "fetch", "sign", "ref", "rebuild", "gc"]
@@ -186,7 +186,7 @@ def test_the_names_of_extras_are_no_markup(kdcache: Run) -> None:
         assert f"kdcache[{extra}]" in text
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"doctor"}))
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"doctor", "init"}))
 def test_a_command_without_its_arguments_names_what_is_missing(kdcache: Run, command: str) -> None:
     outcome = kdcache(command)
     assert outcome.code == 2
