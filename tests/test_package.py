@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdcache import __version__
 from kdcache.doctor import replay
@@ -103,3 +105,22 @@ def test_pages_and_cards_are_written_from_a_wheel_alone(python: Python, tmp_path
     python("-m", "kdcache", "publish", str(tmp_path / "cache"), "catalogue", "--licence-unknown")
     (card,) = (tmp_path / "elsewhere/catalogue").rglob("README.md")
     assert "kdcache" in card.read_text()
+
+
+def test_hooks_before_a_commit_are_those_of_make_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [source["repo"] for source in hooks] == ["local"]
+    found = [hook["entry"] for hook in hooks[0]["hooks"]]
+    (rule,) = re.findall(r"^check: setup.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert found == [line.strip().replace("$(BIN)", ".venv/bin") for line in rule.splitlines()]
+
+
+def test_reports_of_bugs_and_mismatches_ask_for_the_doctor() -> None:
+    folder = ROOT / ".github/ISSUE_TEMPLATE"
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yml")}
+    del forms["config"]
+    assert set(forms) == {"bug", "mismatch", "feature"}
+    for name, form in forms.items():
+        assert {"name", "description", "body"} <= set(form)
+        labels = [part["attributes"].get("label", "") for part in form["body"]]
+        assert any("kdcache doctor --json" in label for label in labels) == (name != "feature")
