@@ -60,15 +60,15 @@ def doctor(
         measured = place if isinstance(place, Path) and place.is_dir() else Path.cwd()
     steps: dict[str, Callable[[], Section]] = {
         "system": software.system,
-        "pixels by": software.pixel_libraries,
+        "pixels": software.pixel_libraries,
         "libraries": software.other_libraries,
-        "JPEGs": software.decoders,
+        "decoders": software.decoders,
         "processor": machine.processor,
         "cores": machine.cores,
         "memory": machine.memory,
         "shared": machine.shared_memory,
         "files": machine.open_files,
-        "GPUs": machine.gpus,
+        "gpus": machine.gpus,
         "disk": lambda: disk.disk(measured),
         "replay": replay.replay,
     }

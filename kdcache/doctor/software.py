@@ -1,6 +1,7 @@
 """Versions of what makes pixels, and of what else a job rests on; which decoder is in use."""
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from PIL import features
@@ -8,7 +9,7 @@ from PIL import features
 from kdcache import __version__
 from kdcache.doctor.section import Section
 from kdcache.pixels.conformance import BACKENDS, available_backends, chosen_backends, conforming
-from kdcache.pixels.witness import PIXEL_LIBRARIES, pixel_versions
+from kdcache.pixels.witness import pixel_versions
 
 OTHERS = (
     "torchvision", "zarr", "numcodecs", "obstore", "webdataset", "xxhash", "timm", "transformers",
@@ -33,11 +34,8 @@ def other_libraries() -> Section:
     """Return the versions of libraries that change no pixels; those that are not there left out."""
     found = {}
     for name in OTHERS:
-        if name not in PIXEL_LIBRARIES:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return Section(_listed(found), {"versions": found})
 
 

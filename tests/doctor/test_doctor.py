@@ -1,5 +1,6 @@
 """Claims about kdcache doctor: its table, its verdict, its exit codes."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ from kdcache.cache import audit
 from kdcache.cache.store import Cache
 from kdcache.data.dataset import Dataset
 from kdcache.doctor import caches, disk, replay
-from kdcache.doctor.section import Section
 from kdcache.pixels.resize import RESIZE
 from kdcache.pixels.witness import Layer, pixel_versions
 from tests.cli.conftest import Run
 from tests.pixels.altering import alter, one_off
 
-SECTIONS = ["system", "pixels by", "libraries", "JPEGs", "processor", "cores", "memory", "shared"]
-SECTIONS += ["files", "GPUs", "disk", "replay"]
+SECTIONS = ["system", "pixels", "libraries", "decoders", "processor", "cores", "memory", "shared"]
+SECTIONS += ["files", "gpus", "disk", "replay"]
+
+
+REPLAY = replay.replay
+replay_once = lru_cache(maxsize=1)(REPLAY)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disks are measured in a test of their own."""
+    """Disks are measured in a test of their own; one self-test does for all but one test."""
+    monkeypatch.setattr(replay, "replay", replay_once)
     monkeypatch.setattr(disk, "MOST_FILES", 2)
     monkeypatch.setattr(disk, "MOST_BYTES", disk.PIECE_BYTES)
 
@@ -45,13 +50,14 @@ def test_json_has_the_same_for_programs(kdcache: Run, tmp_path: Path) -> None:
     for section in found["sections"].values():
         assert section["state"] in ("fine", "warning")
         assert section["text"]
-    assert found["sections"]["pixels by"]["versions"] == pixel_versions()
+    assert found["sections"]["pixels"]["versions"] == pixel_versions()
     assert found["sections"]["replay"]["views"] == 64
 
 
 def test_a_layer_that_is_off_ends_with_code_3_and_its_library(
     kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replay, "replay", REPLAY)
     plain = RESIZE["torch"]
     monkeypatch.setitem(RESIZE, "torch", lambda pixels, size: one_off(plain(pixels, size)))
     for more in ([], ["--json"]):
@@ -67,12 +73,21 @@ def test_a_layer_that_is_off_ends_with_code_3_and_its_library(
     )
 
 
-def test_steps_that_fail_end_nothing_and_no_secret_shows(kdcache: Run, tmp_path: Path) -> None:
-    store = "ftp://me:hunter2@host/x?sig=hunter2"
+@pytest.mark.parametrize(
+    ("store", "told"),
+    [
+        ("ftp://me:hunter2@host/x?sig=hunter2", "ftp://…: unknown kind of store"),
+        ("s3://me:hunter2@bucket/x?sig=hunter2", "s3://bucket/x: credentials in the address"),
+        ("https://me:hunter2@host:port/x?sig=hunter2", "https://…: names no bucket or host"),
+    ],
+)
+def test_steps_that_fail_end_nothing_and_no_secret_shows(
+    kdcache: Run, tmp_path: Path, store: str, told: str
+) -> None:
     outcome = kdcache("doctor", "--folder", tmp_path / "none", "--store", store)
     assert outcome.code == 0
     assert "disk       failed: " in outcome.stdout
-    assert "store      failed: ftp://…: unknown kind of store" in outcome.stdout
+    assert f"store      failed: {told}" in outcome.stdout
     assert outcome.stdout.endswith(f"{replay.HOLDS}\n")
     assert "hunter2" not in outcome.stdout
 
@@ -95,7 +110,7 @@ def test_a_cache_of_other_pixels_ends_with_code_3(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replay, "replay", lambda: Section("taken for granted"))
+    replay_once()
     alter(monkeypatch, Layer.RESIZE)
     outcome = kdcache("doctor", "--cache", complete, "--data", dataset.root, "--folder", tmp_path)
     assert outcome.code == 3
