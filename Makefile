@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
   inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
-  bench-peers server-packages clean
+  bench-peers doctor server-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -155,6 +155,9 @@ recipe: need-NAME need-SCHEDULE need-DATA need-TEACHER setup ## run pipelines/re
 	  --teacher "$(TEACHER)" $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STEP),--step "$(STEP)") \
 	  $(if $(REUSE),--reuse "$(REUSE)") $(if $(GPUS),--gpus "$(GPUS)") $(if $(OUT),--out "$(OUT)")) \
 	  && $(if $(SHOW),printf '%s\n',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
+
+doctor: setup ## say what this machine is, and whether caches made elsewhere replay on it
+	$(BIN)/kdcache doctor $(ARGS)
 
 need-%:
 	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }
