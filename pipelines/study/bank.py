@@ -28,6 +28,7 @@ from pipelines.digits import DigitNet
 
 _BETAS = (0.9, 0.999)  # torch's of AdamW, and so the library's
 _EPSILON = 1e-8
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,11 @@ class Setting:
 
 
 class Bank:
-    """M networks of one architecture; calling it gives their logits."""
+    """M networks of one architecture; calling it gives their logits.
+
+    flat_MP: their parameters, in the order of the network's. statistics: running means and
+    variances of each normalisation, over the students' channels.
+    """
 
     def __init__(self, networks: Sequence[DigitNet]) -> None:
         """networks: their parameters are copied."""
@@ -75,7 +80,7 @@ class Bank:
         self._layers = list(first.features)
         self._count = len(networks)
         norms = [[m for m in n.features if isinstance(m, nn.BatchNorm2d)] for n in networks]
-        self._statistics = [
+        self.statistics = [
             tuple(torch.cat([getattr(norm, name) for norm in same]) for name in _STATISTICS)
             for same in zip(*norms, strict=True)
         ]
@@ -85,9 +90,9 @@ class Bank:
 
         training: normalise by the batch, and move the running statistics.
         """
-        parts = self.flat_MP.split([shape.numel() for shape in self.shapes], 1)
+        parts = torch.split(self.flat_MP, [shape.numel() for shape in self.shapes], 1)
         parameters = iter(zip(parts, self.shapes, strict=True))
-        statistics = iter(self._statistics)
+        statistics = iter(self.statistics)
 
         def stacked() -> Tensor:
             part, shape = next(parameters)
@@ -108,9 +113,6 @@ class Bank:
         biases, _ = next(parameters)
         weights_MFC = weights.view(self._count, *shape).transpose(1, 2)
         return torch.baddbmm(biases[:, None], features_MBF, weights_MFC).transpose(0, 1)
-
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 class _AdamW:

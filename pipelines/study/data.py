@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
 from kdcache.models.teacher import Teacher, load_teacher
 from kdcache.recipe.plan import mixing_partners
-from kdcache.replay.formats import JoinedFormat, TargetFormat
+from kdcache.replay.formats import TargetFormat
 from kdcache.replay.open import replay_stream
 from kdcache.replay.stream import StreamOptions
 from kdcache.student.folder import WEIGHTS
@@ -28,7 +29,8 @@ from kdcache.targets.target import Fields, SparseTarget
 from pipelines.demo import GREY, TEACHER, Demo, pack_digits, precompute
 from pipelines.digits import NUM_CLASSES, Digits, Split, load_split
 
-NUM_VALIDATION = 300  # of the digits that neither teacher nor student sees
+NUM_VALIDATION = 300  # of the 797 digits that neither teacher nor student sees; the rest test
+NUM_TEST = 497
 _SPAN_VIEWS = 100  # at most; commits cost as much as the teacher where a span has 8 views
 _VIEWS_PER_LOAD = 20  # at most; images are read once for so many views
 
@@ -42,6 +44,7 @@ class Table:
 
     pixels_VRHW: uint8, grey. labels_R: int64. partners_VR: int64, rows that are mixed in;
     weights_VR: float32, shares of the rows themselves. fields: encoded targets (V, R, width).
+    bytes_per_view: what they take in the store.
     """
 
     pixels_VRHW: Tensor
@@ -49,7 +52,8 @@ class Table:
     partners_VR: Tensor
     weights_VR: Tensor
     fields: Fields
-    format: TargetFormat | JoinedFormat
+    format: TargetFormat
+    bytes_per_view: float
 
     def target(self, temperature: float, *, num_views: int | None = None) -> SparseTarget:
         """Return the targets (V, R, K) of the first views, of all by default."""
@@ -67,7 +71,7 @@ class Table:
 
 def replay(cache: Cache, dataset: Dataset) -> Table:
     """Return the table of a cache of one tar."""
-    (num_rows,), num_views = cache.rows.tolist(), cache.grid.num_views
+    (num_rows,), num_views = cache.rows.tolist(), cache.grid.num_views  # one tar
     together = _divisor(num_views, most=_VIEWS_PER_LOAD)
     stream = replay_stream(
         cache,
@@ -97,8 +101,15 @@ def replay(cache: Cache, dataset: Dataset) -> Table:
     if recipe.mix is not None:
         for view in range(num_views):
             partners[view] = mixing_partners(recipe.seed, uids, view=view, block=recipe.block)
-    target_format = TargetFormat(cache.info.encoding, cache.info.num_classes)
-    return Table(pixels, labels, torch.from_numpy(partners), weights, fields, target_format)
+    return Table(
+        pixels,
+        labels,
+        torch.from_numpy(partners),
+        weights,
+        fields,
+        TargetFormat(cache.info.encoding, cache.info.num_classes),
+        cache.totals().size_bytes / weights.numel(),
+    )
 
 
 def _divisor(number: int, *, most: int) -> int:
@@ -133,8 +144,9 @@ class Source:
             "measured": split.test.take(test if self.measured == "test" else validation),
         }
 
+    @cached_property
     def teacher(self) -> Teacher:
-        """Return the trained teacher; all that is there already is used again."""
+        """Return the trained teacher; what is there already is used again."""
         demo = self.demo
         for name, digits in self.split().items():
             if not demo.data(name).exists():
@@ -143,8 +155,8 @@ class Source:
         if not weights.exists():
             shutil.rmtree(weights.parent, ignore_errors=True)
             sources = Sources(demo.data(self.pupils), recipe=demo.recipe("funmatch"))
-            epochs, every = demo.teacher_epochs, {"save_every": demo.teacher_epochs}
-            demo.train("teacher", "teacher", sources, **TEACHER, learn="labels", epochs=epochs, **every)
+            epochs = {"epochs": demo.teacher_epochs, "save_every": demo.teacher_epochs}
+            demo.train("teacher", "teacher", sources, **TEACHER, **epochs, learn="labels")
         return load_teacher("pipelines.digits:teacher", weights, preprocessing=GREY)
 
     def cache(
@@ -153,7 +165,7 @@ class Source:
         """Return a part's cache, made by the batch job where it is not complete."""
         return precompute(
             self.demo,
-            self.teacher(),
+            self.teacher,
             part=part,
             recipe=recipe,
             views=views,
@@ -162,9 +174,9 @@ class Source:
             span_views=_divisor(views, most=_SPAN_VIEWS),
         )
 
-    def table(self, recipe: str, *, encoding: str | None = None, views: int | None = None) -> Table:
+    def table(self, recipe: str, *, encoding: str | None = None) -> Table:
         """Return the student's views under a recipe."""
-        cache = self.cache(recipe, views=views or self.views[recipe], encoding=encoding)
+        cache = self.cache(recipe, views=self.views[recipe], encoding=encoding)
         return replay(cache, load_dataset(self.demo.data("student")))
 
     def centre(self, part: str) -> Table:

@@ -3,7 +3,7 @@
 Letters: V and W views, R samples, C classes.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,18 +12,7 @@ from kdcache.targets.target import SparseTarget
 from pipelines.digits import NUM_CLASSES
 from pipelines.study.bank import Lesson
 from pipelines.study.data import Table
-
-Arm = Literal[
-    "labels",
-    "labels + mixup",
-    "fixed",
-    "fixed, mean of crops",
-    "fixed + mixup",
-    "independent",
-    "consistent, mild crops",
-    "consistent",
-    "function matching",
-]
+from pipelines.study.design import Arm
 
 RECIPES: dict[Arm, str] = {
     "labels": "consistent",
@@ -35,21 +24,6 @@ RECIPES: dict[Arm, str] = {
     "consistent, mild crops": "mild",
     "consistent": "consistent",
     "function matching": "funmatch",
-}
-
-ARMS: dict[Arm, str] = {
-    "labels": "sees heavy crops (35% to 100% of the area), learns the labels",
-    "labels + mixup": "sees mixed heavy crops, learns the labels mixed by the same weights",
-    "fixed": "sees heavy crops, learns the teacher's one prediction on the whole image",
-    "fixed, mean of crops": "sees heavy crops, learns the mean of the teacher's predictions on all "
-    "stored heavy crops of the image",
-    "fixed + mixup": "sees mixed heavy crops, learns the predictions on the two whole images, "
-    "mixed by the same weights",
-    "independent": "sees heavy crops, learns the prediction on another heavy crop of the image",
-    "consistent, mild crops": "sees mild crops (71% of the area), learns the prediction on that "
-    "very crop",
-    "consistent": "sees heavy crops, learns the prediction on that very crop",
-    "function matching": "sees mixed heavy crops, learns the prediction on that very mixed image",
 }
 
 
