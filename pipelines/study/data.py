@@ -27,7 +27,7 @@ from kdcache.student.folder import WEIGHTS
 from kdcache.student.sources import Sources
 from kdcache.targets.target import Fields, SparseTarget
 from pipelines.demo import GREY, TEACHER, Demo, pack_digits, precompute
-from pipelines.digits import NUM_CLASSES, Digits, Split, load_split
+from pipelines.digits import NUM_CLASSES, load_split
 
 NUM_VALIDATION = 300  # of the 797 digits that neither teacher nor student sees; the rest test
 NUM_TEST = 497
@@ -95,7 +95,8 @@ def replay(cache: Cache, dataset: Dataset) -> Table:
         labels[batch.rows] = batch.labels
         for name, values in batch.fields.items():
             whole = torch.zeros(num_views, num_rows, values.shape[1], dtype=values.dtype)
-            fields.setdefault(name, whole)[place] = values
+            stored = fields.setdefault(name, whole).numpy()  # torch cannot place uint16
+            stored[batch.views.numpy(), batch.rows.numpy()] = values.numpy()
     assert not weights.isnan().any()
     partners = np.tile(np.arange(num_rows), (num_views, 1))
     if recipe.mix is not None:
@@ -133,24 +134,29 @@ class Source:
         """Return the demonstration whose stages are used."""
         return Demo(self.folder, self.seed, 0, self.teacher_epochs, 0, 0)
 
-    def split(self) -> dict[str, Digits]:
-        """Return the digits of each part that is packed."""
-        split: Split = load_split(self.seed)
+    def _pack(self) -> None:
+        """Write the tars that are not there: of the teacher, the student, and the measured part."""
+        demo = self.demo
+        names = {self.pupils, "student", "measured"}
+        absent = [name for name in sorted(names) if not demo.data(name).exists()]
+        if not absent:
+            return
+        split = load_split(self.seed)
         rows = np.arange(len(split.test.labels))
         validation, test = rows[:NUM_VALIDATION], rows[NUM_VALIDATION:]
-        return {
+        parts = {
             "teacher": split.teacher,
             "student": split.student,
             "measured": split.test.take(test if self.measured == "test" else validation),
         }
+        for name in absent:
+            pack_digits(parts[name], name, demo=demo)
 
     @cached_property
     def teacher(self) -> Teacher:
         """Return the trained teacher; what is there already is used again."""
         demo = self.demo
-        for name, digits in self.split().items():
-            if not demo.data(name).exists():
-                pack_digits(digits, name, demo=demo)
+        self._pack()
         weights = demo.out / "runs/teacher" / WEIGHTS
         if not weights.exists():
             shutil.rmtree(weights.parent, ignore_errors=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.data.blocks import dataset_source
@@ -19,24 +20,23 @@ from pipelines.study.design import Fault
 
 
 def wrong_pixels(dataset: Dataset, recipe: Recipe, *, fault: Fault, num_views: int) -> Tensor:
-    """Return the first views of a dataset of one tar with a fault, uint8 (V, R, H, W), grey."""
+    """Return the first views of a dataset of one block with a fault, uint8 (V, R, H, W), grey."""
     images = dataset_source(dataset, recipe).read(0, slice(0, dataset.num_samples))
-    if fault == "seed shifted by one":
-        recipe = recipe.model_copy(update={"seed": recipe.seed + 1})
-    drawn = [_drawn(recipe, dataset, view, fault) for view in range(num_views)]
-    # A row's partner is of the same block; here the whole dataset is one.
+    uids = dataset.uids
+    drawn = [altered(recipe, uids, view=view, fault=fault) for view in range(num_views)]
     pixels_VRHW3 = render_drawn(recipe, images, drawn).pixels_GNHW3
     return torch.from_numpy(np.ascontiguousarray(pixels_VRHW3[..., 0]))
 
 
-def _drawn(recipe: Recipe, dataset: Dataset, view: int, fault: Fault) -> Drawn:
-    drawn = draw_view(recipe, dataset.uids, view=view)
+def altered(recipe: Recipe, uids_N: NDArray[np.uint64], *, view: int, fault: Fault) -> Drawn:
+    """Return what is drawn for a block in one view, with a fault."""
+    if fault == "seed shifted by one":
+        recipe = recipe.model_copy(update={"seed": recipe.seed + 1})
+    drawn = draw_view(recipe, uids_N, view=view)
     if fault == "partner swapped":
-        others = draw_view(recipe, dataset.uids, view=view + 1)
+        others = draw_view(recipe, uids_N, view=view + 1)
         return replace(drawn, partners_N=others.partners_N)
-    if fault == "crop moved by one pixel":
-        return _moved(recipe, drawn)
-    return drawn
+    return _moved(recipe, drawn) if fault == "crop moved by one pixel" else drawn
 
 
 def _moved(recipe: Recipe, drawn: Drawn) -> Drawn:
