@@ -10,18 +10,20 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import typer
 from torch import nn
 
 from kdcache.files import alone, write_whole
 from kdcache.identity import digest
+from kdcache.processes import end_with
 from pipelines import digits
 from pipelines.bench.record import make_record
 from pipelines.study.cases import Unit, grid, seed_units, tuning_units
@@ -34,24 +36,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PACKAGES = ("kdcache", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "zarr", "pillow")
 _TICK_S = 20.0
 
-Parameters = ParamSpec("Parameters")
-Value = TypeVar("Value")
-
-
-class _Here(Executor):
-    """Runs what it is given at once, in this process."""
-
-    def submit(
-        self,
-        fn: Callable[Parameters, Value],
-        /,
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> Future[Value]:
-        """Return the finished future of a call; what it raises is raised here."""
-        future: Future[Value] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
+SeedRows = tuple[Row, list[list[Row]]]  # of the teacher, and of each unit
 
 
 class _Progress:
@@ -69,12 +54,12 @@ class _Progress:
         return float(self._earlier_s) + time.monotonic() - self._started
 
     def _done(self) -> int:
-        return sum(b.passes for b in self._units if unit_path(self._folder, b).exists())
+        return sum(u.passes for u in self._units if unit_path(self._folder, u).exists())
 
     def tell(self) -> None:
         """Print a line where more is done than in the last one."""
         text = json.dumps(self.seconds)
-        write_whole(self._clock, lambda partial: partial.write_text(text))
+        write_whole(self._clock, lambda file: file.write_text(text))
         done, total = self._done(), sum(unit.passes for unit in self._units)
         if done > self._told:
             spent_s, fresh = time.monotonic() - self._started, done - self._before
@@ -92,13 +77,12 @@ def run_study(design: Design, out: Path, *, workers: int) -> dict[str, Any]:
     sized = [seed_units(design, seed, tuned=any_setting) for seed in design.seeds]
     with alone(folder, "another process runs this study; wait for it"):
         progress = _Progress(folder, [*chain(*tuning.values()), *chain(*sized)])
-        with _pool(workers) as pool:
-            chosen = _run(pool, design, folder, units=tuning, part="validation", progress=progress)
-            tuned = choose(design, [row for _, rows in chosen for row in chain(*rows)])
-            settings = {arm: setting for arm, (setting, _) in tuned.items()}
-            units = {seed: seed_units(design, seed, tuned=settings) for seed in design.seeds}
-            found = _run(pool, design, folder, units=units, part="test", progress=progress)
-        progress.tell()
+        run = partial(_run, design, folder, workers=workers, progress=progress)
+        chosen = run(units=tuning, part="validation")
+        tuned = choose(design, [row for _, rows in chosen for row in chain(*rows)])
+        settings = {arm: setting for arm, (setting, _) in tuned.items()}
+        units = {seed: seed_units(design, seed, tuned=settings) for seed in design.seeds}
+        found = run(units=units, part="test")
     sections: dict[str, list[Row]] = {}
     for seed, (_, rows) in zip(design.seeds, found, strict=True):
         for unit, part in zip(units[seed], rows, strict=True):
@@ -111,37 +95,41 @@ def run_study(design: Design, out: Path, *, workers: int) -> dict[str, Any]:
     }
 
 
-def _pool(workers: int) -> Executor:
-    if workers == 0:
-        return _Here()
-    # Spawned: stores that were opened before a fork would hang after it.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-
-
 def _run(
-    pool: Executor,
     design: Design,
     folder: Path,
     *,
     units: Mapping[int, Sequence[Unit]],
     part: Part,
+    workers: int,
     progress: _Progress,
-) -> list[tuple[Row, list[list[Row]]]]:
+) -> list[SeedRows]:
     """Return what run_seed gives of each seed, in their order."""
-    futures = [
-        pool.submit(run_seed, design, folder, seed=seed, units=own, part=part)
+    work = [
+        partial(run_seed, design, folder, seed=seed, units=own, part=part)
         for seed, own in units.items()
     ]
-    try:
+    if workers == 0:
+        found = [run() for run in work]
+        progress.tell()
+        return found
+    with ProcessPoolExecutor(
+        workers,
+        # Spawned: stores that were opened before a fork would hang after it.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=end_with,
+        initargs=(os.getpid(),),
+    ) as pool:
+        futures = [pool.submit(run) for run in work]
         left = set(futures)
-        while left:
-            done, left = wait(left, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
-            progress.tell()
-            for future in done:
-                future.result()
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
+        try:
+            while left:
+                done, left = wait(left, timeout=_TICK_S, return_when=FIRST_EXCEPTION)
+                progress.tell()
+                for future in done:
+                    future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return [future.result() for future in futures]
 
 
@@ -187,7 +175,7 @@ def write_result(study: Mapping[str, Any], folder: Path, *, quick: bool) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
     path = folder / "digits.json"
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
     return result
 
 

@@ -52,7 +52,7 @@ def make_lesson(
         return Lesson(pixels, target, shift=len(pixels) // 2 if arm == "independent" else 0)
     probs_RC = _fixed(arm, tables, temperature)
     if "mixup" in arm:
-        return Lesson(pixels, certain(mixed(probs_RC, table)[:num_views]))
+        return Lesson(pixels, certain(_mixed(probs_RC, table, num_views)))
     return Lesson(pixels, certain(probs_RC[None]))
 
 
@@ -67,10 +67,10 @@ def _fixed(arm: Arm, tables: Tables, temperature: float | None) -> Tensor:
     return (probs_RC.log() / temperature).softmax(1)
 
 
-def mixed(probs_RC: Tensor, table: Table) -> Tensor:
+def _mixed(probs_RC: Tensor, table: Table, num_views: int | None) -> Tensor:
     """Return each image's distribution mixed with its partner's, as its pixels are: (V, R, C)."""
-    weights_VR1 = table.weights_VR[..., None]
-    return torch.lerp(probs_RC[table.partners_VR], probs_RC[None], weights_VR1)
+    weights_VR1 = table.weights_VR[:num_views, :, None]
+    return torch.lerp(probs_RC[table.partners_VR[:num_views]], probs_RC[None], weights_VR1)
 
 
 def certain(probs_VRC: Tensor) -> SparseTarget:

@@ -1,7 +1,4 @@
-"""Rows of trained students to what the study found. Pure.
-
-Letters: none; rows are those of work.py.
-"""
+"""Rows of trained students, as work.py makes them, to what the study found. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
