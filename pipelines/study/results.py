@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isnan
 from statistics import mean
 from typing import Any
 
@@ -15,7 +16,10 @@ _MEASURES = ("kl", "agreement", "accuracy")
 
 
 def choose(design: Design, rows: Sequence[Row]) -> dict[Arm, tuple[Setting, float]]:
-    """Return each arm's setting of the lowest mean validation KL, and that KL."""
+    """Return each arm's setting of the lowest mean validation KL, and that KL.
+
+    Where training diverged, the KL is NaN, and the setting stands behind all others.
+    """
     chosen = {}
     for arm in ARMS:
         scores = {
@@ -24,7 +28,7 @@ def choose(design: Design, rows: Sequence[Row]) -> dict[Arm, tuple[Setting, floa
             )
             for setting in grid(design, arm)
         }
-        best = min(scores, key=lambda setting: scores[setting])
+        best = min(scores, key=lambda setting: (isnan(scores[setting]), scores[setting]))
         chosen[arm] = best, scores[best]
     return chosen
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -46,8 +47,16 @@ def _run(out: Path) -> Result:
     return paper.write_result(study, out / "results", quick=True)
 
 
-def _killed_at(call: int, module: Any, name: str, out: Path) -> int | None:
-    """Return the exit code of a study whose process is killed in its n-th call of a function."""
+def _run_apart(out: Path) -> int | None:
+    """Return the exit code of a study in a process of its own."""
+    process = FORK.Process(target=_run, args=(out,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _killed_at(call: int, module: Any, name: str, out: Path) -> bool:
+    """Return whether a study was killed in its n-th call of a function."""
     original: Callable[..., Any] = getattr(module, name)
     calls = 0
 
@@ -58,23 +67,25 @@ def _killed_at(call: int, module: Any, name: str, out: Path) -> int | None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(module, name, counted)
-    process = FORK.Process(target=_run, args=(out,))
-    process.start()
-    setattr(module, name, original)
-    process.join()
-    return process.exitcode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, counted)
+        return _run_apart(out) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of a study that ran undisturbed, and of one that was killed three times."""
+    """The folders of a study that ran undisturbed, and of one that was killed three times.
+
+    Both have the same tars and teachers, which take longest.
+    """
     whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
-    assert _killed_at(3, data, "precompute", killed) == -signal.SIGKILL
-    assert _killed_at(2, work, "train_bank", killed) == -signal.SIGKILL
-    assert _killed_at(6, work, "train_bank", killed) == -signal.SIGKILL
-    _run(killed)
-    _run(whole)
+    assert _run_apart(whole) == 0
+    ignored = shutil.ignore_patterns("units", "cache-*", "results", "seconds.json")
+    shutil.copytree(whole, killed, ignore=ignored, dirs_exist_ok=True)
+    assert _killed_at(3, data, "precompute", killed)
+    assert _killed_at(2, work, "train_bank", killed)
+    assert _killed_at(6, work, "train_bank", killed)
+    assert _run_apart(killed) == 0
     return whole, killed
 
 
