@@ -2,8 +2,9 @@
 
     python -m pipelines.paper --out build/paper
 
-Writes docs/results/digits.json; with --quick, a short trial of the same code, OUT/results. What is
-done stands in OUT: a run that was killed goes on, and ends with the same numbers.
+Writes docs/results/digits.{json,md,html} and pictures; with --quick, a short trial of the same
+code, into OUT/results. What is done stands in OUT: a run that was killed goes on, and ends with the
+same numbers.
 """
 
 import json
@@ -29,6 +30,7 @@ from pipelines.bench.record import make_record
 from pipelines.study.cases import Unit, grid, seed_units, tuning_units
 from pipelines.study.data import NUM_TEST, Part
 from pipelines.study.design import ARMS, FULL, QUICK, Design, student
+from pipelines.study.report import write_results
 from pipelines.study.results import Row, choose, findings
 from pipelines.study.work import run_seed, unit_path
 
@@ -161,7 +163,7 @@ def _num_parameters(network: nn.Module) -> int:
 
 
 def write_result(study: Mapping[str, Any], folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Write FOLDER/digits.json: what was found, and where and when; return it."""
+    """Write what was found, and where and when, into FOLDER as data and as a report; return it."""
     record = make_record("digits", (), figures={}, packages=PACKAGES)
     result = {
         "command": "make paper-quick" if quick else "make paper",
@@ -172,10 +174,7 @@ def write_result(study: Mapping[str, Any], folder: Path, *, quick: bool) -> dict
         "versions": record.versions,
         **study,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    path = folder / "digits.json"
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_results(result, folder)
     return result
 
 
@@ -192,7 +191,7 @@ def main(
     study = run_study(QUICK if quick else FULL, out, workers=workers)
     folder = out / "results" if quick else RESULTS
     write_result(study, folder, quick=quick)
-    print(f"{study['seconds'] / 60:.1f} min; see {folder / 'digits.json'}")
+    print(f"{study['seconds'] / 60:.1f} min; see {folder / 'digits.md'} and digits.html")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-LEVEL = 0.05
-_RESAMPLES = 9999
+from pipelines.study.summary import bootstrap
 
-F64 = NDArray[np.float64]
+LEVEL = 0.05
 
 
 class Paired(NamedTuple):
@@ -27,12 +25,10 @@ def paired_test(better: Sequence[float], worse: Sequence[float], *, one_sided: b
 
     p: of Student's paired t test, that the mean is not lower; two-sided: that it is the same.
     """
-    difference_N = np.subtract(better, worse, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(difference_N), (_RESAMPLES, len(difference_N)))
-    low, high = np.quantile(difference_N[drawn].mean(1), [0.025, 0.975])
+    found = bootstrap(tuple(np.subtract(better, worse, dtype=np.float64).tolist()))
     alternative = "less" if one_sided else "two-sided"
     p = stats.ttest_rel(better, worse, alternative=alternative).pvalue
-    return Paired(float(difference_N.mean()), float(low), float(high), float(p))
+    return Paired(*found, float(p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
