@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
   inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
-  bench-peers server-packages clean
+  bench-peers server-packages docs docs-serve clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -112,6 +112,12 @@ server-packages: ## install nginx and Slurm for their tests, skipped without; De
 	    timeout 120 $(APT) install --download-only --no-install-recommends $(SERVERS); } >/dev/null \
 	  && $(APT) install --no-download --no-install-recommends $(SERVERS) >/dev/null; } \
 	  || echo "nginx and Slurm were not installed; their tests are skipped where they are missing"
+
+docs: setup ## build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -n -W --keep-going -d build/doctrees docs build/docs
+
+docs-serve: docs ## show it at http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
 # --- jobs ----------------------------------------------------------------------------------
 
