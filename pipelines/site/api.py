@@ -94,7 +94,9 @@ def _arguments(value: Any, wide: float = 72) -> str:
     signature = inspect.signature(value)
     signature = signature.replace(
         parameters=[p for p in signature.parameters.values() if p.name != "self"],
-        return_annotation=signature.empty if inspect.isclass(value) else signature.return_annotation,
+        return_annotation=signature.empty
+        if inspect.isclass(value)
+        else signature.return_annotation,
     )
     shown = _short(str(signature))
     if len(shown) <= wide:
@@ -142,5 +144,6 @@ def _paragraph(text: str, names: tuple[str, ...]) -> str:
         return text
     name = f"(?:{'|'.join(map(re.escape, names))})"
     first, *rest = re.split(rf"(?:^|(?<=\s))({name}(?:, {name})*): ", text)
-    items = (f"- `{name}`: {said.strip()}" for name, said in zip(*[iter(rest)] * 2, strict=True))
-    return "\n\n".join(filter(None, [first.strip(), "\n".join(items)]))
+    fields = zip(rest[::2], rest[1::2], strict=True)
+    listed = "\n".join(f"- `{name}`: {said.strip()}" for name, said in fields)
+    return "\n\n".join(filter(None, [first.strip(), listed]))
