@@ -1,7 +1,5 @@
 """How the documentation is built: `make docs`. Its reference comes from pipelines/site."""
 
-import os
-
 from kdcache import __version__
 from pipelines.site.pages import fill
 
@@ -11,9 +9,10 @@ copyright = "the kdcache authors, Apache-2.0"
 
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["results"] if not os.path.exists("results/index.md") else []
 myst_heading_anchors = 3
 myst_enable_extensions = ["fieldlist"]
+
+smartquotes = False  # would make one dash of the two before an option
 
 html_theme = "furo"
 html_title = "kdcache"

@@ -129,10 +129,14 @@ def _commands(group: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
         yield from _commands(command, (*path, name))
 
 
-def test_the_reference_has_every_command_and_every_public_name(pages: dict[str, Page]) -> None:
+def test_the_reference_has_every_command_and_every_public_name(
+    site: Path, pages: dict[str, Page]
+) -> None:
     commands = [f"kdcache-{'-'.join(path)}" for path in _commands(typer.main.get_command(app))]
     assert len(commands) > 30
     assert set(commands) <= pages["reference/commands.html"].ids
+    assert "--rows-per-tar" in (site / "reference/commands.html").read_text()
+    assert "–" not in (site / "reference/commands.html").read_text()  # of "--option" in a sentence
     names = {e.split()[0].rpartition(":")[2].removesuffix("()") for g in PUBLIC.values() for e in g}
     found = {name.lower().replace("_", "-") for name in pages["reference/api.html"].ids}
     assert {name.lower().replace("_", "-") for name in names} <= found
