@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
   inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
-  bench-peers server-packages docs docs-serve clean
+  bench-peers doctor server-packages docs docs-serve clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -104,14 +104,16 @@ test: setup ray ## run the tests; ARGS="-k name" goes to pytest
 	case $$alone$$? in 00|05|50) ;; *) exit 1 ;; esac
 
 SERVERS := nginx slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
-APT := apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=10 -o DPkg::Lock::Timeout=60
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=10 \
+  -o DPkg::Lock::Timeout=60
 
-server-packages: ## install nginx and Slurm for their tests, skipped without; Debian, as root
-	@dpkg -s $(SERVERS) >/dev/null 2>&1 || { test "$$(id -u)" = 0 \
-	  && export DEBIAN_FRONTEND=noninteractive && { timeout 60 $(APT) update; \
-	    timeout 120 $(APT) install --download-only --no-install-recommends $(SERVERS); } >/dev/null \
-	  && $(APT) install --no-download --no-install-recommends $(SERVERS) >/dev/null; } \
-	  || echo "nginx and Slurm were not installed; their tests are skipped where they are missing"
+server-packages: ## install nginx, Slurm and Chromium for their tests, skipped without; Debian, as root
+	@dpkg -s $(SERVERS) chromium >/dev/null 2>&1 || { test "$$(id -u)" = 0 \
+	  && { timeout 60 env $(APT) update >/dev/null; for packages in "$(SERVERS)" chromium; do \
+	    { timeout 120 env $(APT) install --download-only --no-install-recommends $$packages; \
+	      env $(APT) install --no-download --no-install-recommends $$packages; } >/dev/null || missing=1; \
+	  done; test -z "$$missing"; }; } \
+	  || echo "nginx, Slurm or Chromium was not installed; tests are skipped where one is missing"
 
 docs: setup ## build the documentation into build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -E -n -W --keep-going -d build/doctrees docs build/docs
@@ -159,6 +161,9 @@ recipe: need-NAME need-SCHEDULE need-DATA need-TEACHER setup ## run pipelines/re
 	  --teacher "$(TEACHER)" $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STEP),--step "$(STEP)") \
 	  $(if $(REUSE),--reuse "$(REUSE)") $(if $(GPUS),--gpus "$(GPUS)") $(if $(OUT),--out "$(OUT)")) \
 	  && $(if $(SHOW),printf '%s\n',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
+
+doctor: setup ## say what this machine is, and whether caches made elsewhere replay on it
+	$(BIN)/kdcache doctor $(ARGS)
 
 need-%:
 	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }

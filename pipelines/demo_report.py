@@ -5,7 +5,7 @@ from typing import Any
 
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource
-from kdcache.report.figures import curves_svg
+from kdcache.report.figures import COLOURS, GREY, Line, Picture, Scale, lines_svg
 from kdcache.report.page import Section, render_page
 from kdcache.report.sheet import contact_sheet
 
@@ -14,6 +14,7 @@ NAMES = {
     "fixed": "fixed teacher (one stored prediction an image)",
     "cache": "kdcache (function matching)",
 }
+COLOUR = {"labels": GREY, "fixed": COLOURS[1], "cache": COLOURS[0]}
 ROWS, VIEWS = (0, 17, 34, 51), (0, 1, 2, 3, 4, 5)
 
 
@@ -79,20 +80,26 @@ def _caveats() -> list[str]:
     ]
 
 
-def _figures(curves: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    figures = []
-    for key, label, factor in (
-        ("val_top1", "test accuracy, %", 100.0),
-        ("val_kl_nats", "KL to the teacher, nats", 1.0),
-    ):
-        lines = {
-            NAMES[arm].split(" (")[0]: (
-                [point["epoch"] for point in curve if key in point],
-                [factor * point[key] for point in curve if key in point],
-            )
-            for arm, curve in curves.items()
-        }
-        ends = ", ".join(f"{name} ends at {y[-1]:.3g}" for name, (_, y) in lines.items())
-        svg = curves_svg(lines, x_label="epoch", y_label=label)
-        figures.append((svg, f"{label} against epochs: {ends}"))
-    return figures
+def _figures(curves: dict[str, list[dict[str, Any]]]) -> list[Picture]:
+    return [
+        _figure("accuracy", curves, key="val_top1", label="test accuracy, %", factor=100.0),
+        _figure("kl", curves, key="val_kl_nats", label="KL to the teacher, nats", factor=1.0),
+    ]
+
+
+def _figure(
+    name: str, curves: dict[str, list[dict[str, Any]]], *, key: str, label: str, factor: float
+) -> Picture:
+    """Return the picture of a metric against epochs. factor: from the metric to what is shown."""
+    lines = [
+        Line(
+            NAMES[arm].split(" (")[0],
+            [point["epoch"] for point in curve if key in point],
+            [factor * point[key] for point in curve if key in point],
+            colour=COLOUR[arm],
+        )
+        for arm, curve in curves.items()
+    ]
+    ends = ", ".join(f"{line.name} ends at {line.y[-1]:.3g}" for line in lines)
+    svg = lines_svg(lines, name, x=Scale("epoch"), y=Scale(label))
+    return Picture(name, svg, f"{label} against epochs: {ends}")

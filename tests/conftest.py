@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from kdcache.cache.store import Cache
     from kdcache.data.dataset import Dataset
+    from tests.report.browser import Browser
 
 # Before torch is imported: networks this small lose by more threads, and tests share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,3 +50,15 @@ def cache(tmp_path: Path, complete: Path) -> "Cache":
 
     shutil.copytree(complete, tmp_path / "copy")
     return open_cache(tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """A real browser; tests are skipped where none is installed."""
+    from tests.report.browser import find_browser, run_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with run_browser(program, tmp_path_factory.mktemp("profile")) as running:
+        yield running

@@ -1,6 +1,6 @@
 """Verification: digests of every object, views rendered again, the teacher run again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ TILES_BY_ZARR = 64
 READERS = 16  # objects of a published cache that are read at once
 
 DigestOf = Callable[[str], dict[str, int | str]]
+Item = tuple[Span, int, slice]  # a committed span, one of its views, the rows of a block
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _check_seal(cache: Cache, missing: list[Span]) -> Iterator[Finding]:
         yield Finding("seal.json", str(error), None)
 
 
-def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[tuple[Span, int, slice]]:
+def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[Item]:
     """Yield a share of the committed (span, view, block) at random, at least one, in order."""
     done = committed(cache.objects)
     items = [
@@ -204,22 +205,27 @@ def _sample(cache: Cache, source: BlockSource, share: float) -> Iterator[tuple[S
         yield items[index]
 
 
-def _render(
-    cache: Cache, source: BlockSource, item: tuple[Span, int, slice], *, role: Role
-) -> RenderedBlock:
+def _render(cache: Cache, source: BlockSource, item: Item, *, role: Role) -> RenderedBlock:
     span, view, rows = item
     skip = set(cache.commit(span).unusable)
     return source.render(span.tar, rows, views=[view], role=role, skip=skip)
 
 
 def check_replay(cache: Cache, source: BlockSource, *, share: float) -> Iterator[Finding | None]:
-    """Render a share of the blocks again, as each role sees them.
+    """Render a share of the blocks again; as check_blocks."""
+    return check_blocks(cache, source, _sample(cache, source, share))
+
+
+def check_blocks(
+    cache: Cache, source: BlockSource, items: Iterable[Item]
+) -> Iterator[Finding | None]:
+    """Render blocks again, as each role sees them.
 
     Yields None for each that is equal, else what differs. The first difference is explained, by
     rendering its tar once more.
     """
     explained = False
-    for item in _sample(cache, source, share):
+    for item in items:
         span, view, rows = item
         for role in source.recipe.roles:
             where = f"tar {span.tar}, view {view}, rows {rows.start} to {rows.stop - 1}"

@@ -1,6 +1,7 @@
 """The command `kdcache`: parse, build, call, print. Heavy imports wait until a command runs."""
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from io import TextIOWrapper
 
@@ -12,10 +13,12 @@ from kdcache.cli import (
     catalogues,
     compare,
     data,
+    doctor,
     evaluate,
     export,
     fidelity,
     hub,
+    init,
     keys,
     output,
     plan,
@@ -28,11 +31,13 @@ from kdcache.cli import (
     train,
     upkeep,
 )
+from kdcache.cli.shell import Command, Root, hoisted
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.texts import printable
 
 app = typer.Typer(
     name="kdcache",
+    cls=Root,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -48,41 +53,69 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
+    quiet: bool = typer.Option(
+        False, "--quiet", "-q", help="Draw no progress and write no notes on stderr."
+    ),
+    verbose: bool = typer.Option(
+        False, "--verbose", "-v", help="Say which decoders and stores are used, and how long."
+    ),
 ) -> None:
     """Teacher logits computed once over seeded views, and replayed bit for bit."""
+    context.call_on_close(output.choose_talk(quiet=quiet, verbose=verbose))
 
 
-app.command("pack")(data.pack)
-app.command("index")(data.index)
-app.add_typer(recipe.app, name="recipe")
-app.add_typer(teacher.app, name="teacher")
-app.add_typer(keys.app, name="keys")
-app.add_typer(hub.app, name="hub")
-app.command("plan")(plan.plan)
-app.command("precompute")(precompute.precompute)
-app.command("fidelity")(fidelity.fidelity)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("status")(status.status)
-app.command("inspect")(caches.inspect)
-app.command("verify")(caches.verify)
-app.command("extend")(upkeep.extend)
-app.command("merge")(upkeep.merge)
-app.command("slice")(upkeep.cut)
-app.command("repair")(repair.repair)
-app.command("publish")(sharing.publish)
-app.command("find")(catalogues.find)
-app.command("show")(catalogues.show)
-app.command("fetch")(sharing.fetch)
-app.command("sign")(sharing.sign)
-app.command("ref")(catalogues.ref)
-app.command("rebuild")(catalogues.rebuild)
-app.command("gc")(catalogues.gc)
+# What a command is for, its name, itself or a group of such, and a line for the list of all.
+Commands = tuple[str, str, Callable[..., None] | typer.Typer, str]
+COMMANDS: tuple[Commands, ...] = (
+    ("Start", "doctor", doctor.doctor, "Say if caches made elsewhere replay on this machine."),
+    ("Start", "init", init.init, "Write a recipe and a Makefile for your own images."),
+    ("Data", "pack", data.pack, "Pack images into WebDataset tars."),
+    ("Data", "index", data.index, "Index WebDataset tars that are there already."),
+    ("Data", "recipe", recipe.app, "Look at recipes: what decides the pixels of views."),
+    ("Teach", "teacher", teacher.app, "Look at teachers before a cache is made of them."),
+    ("Teach", "plan", plan.plan, "Measure what a view costs here, and what a cache will."),
+    ("Teach", "fidelity", fidelity.fidelity, "Measure what encodings lose, and choose one."),
+    ("Teach", "precompute", precompute.precompute, "Run the teacher over all views; resumes."),
+    ("Cache", "status", status.status, "Say how far a cache is, and who writes to it."),
+    ("Cache", "inspect", caches.inspect, "Say what a cache is and holds, costs and loses."),
+    ("Cache", "verify", caches.verify, "Check every object; pixels and targets if asked."),
+    ("Cache", "extend", upkeep.extend, "Give a cache more views, in place."),
+    ("Cache", "merge", upkeep.merge, "Copy what a cache lacks from others of the same id."),
+    ("Cache", "slice", upkeep.cut, "Copy some views of a cache to a new one."),
+    ("Cache", "repair", repair.repair, "Find damage and mend it."),
+    ("Learn", "train", train.train, "Train a student; resumes."),
+    ("Learn", "eval", evaluate.evaluate, "Measure a student: accuracy, calibration, KL."),
+    ("Learn", "compare", compare.compare, "Compare training runs and their settings."),
+    ("Learn", "export", export.export, "Write a student as a file that runs without kdcache."),
+    ("Share", "publish", sharing.publish, "Publish a cache in a catalogue."),
+    ("Share", "find", catalogues.find, "List the caches of a catalogue."),
+    ("Share", "show", catalogues.show, "Say what a published cache is, and who signed it."),
+    ("Share", "fetch", sharing.fetch, "Fetch a cache, or a part of it."),
+    ("Share", "sign", sharing.sign, "Sign a published cache's manifest."),
+    ("Share", "ref", catalogues.ref, "Give a published cache a name, or read one."),
+    ("Share", "rebuild", catalogues.rebuild, "Bring a catalogue's index in line."),
+    ("Share", "gc", catalogues.gc, "Say, or delete, what no manifest names."),
+    ("Share", "keys", keys.app, "Keys that sign caches, and whose you trust."),
+    ("Share", "hub", hub.app, "Caches as datasets of the Hugging Face Hub."),
+)
+
+
+def _add(panel: str, name: str, command: Callable[..., None] | typer.Typer, line: str) -> None:
+    """Add a command, or a group of them, to the command line."""
+    if not isinstance(command, typer.Typer):
+        app.command(name, cls=Command, rich_help_panel=panel, short_help=line)(command)
+        return
+    for registered in command.registered_commands:
+        registered.cls = Command
+    app.add_typer(command, name=name, rich_help_panel=panel, short_help=line)
+
+
+for _command in COMMANDS:
+    _add(*_command)
 
 
 def main() -> None:
@@ -90,10 +123,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.argv[1:] = hoisted(sys.argv[1:])
     try:
         with output.results_apart() if "--json" in sys.argv else nullcontext():
             app()
     except KdcacheError as error:
+        output.trace(error)
         typer.echo(f"kdcache: {printable(' '.join(str(error).split()))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -56,7 +56,7 @@ def evaluate(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write the measures of each class.")
     ] = None,
-    batch_size: Annotated[int, typer.Option()] = 256,
+    batch_size: Annotated[int, typer.Option(help="Images in one call of the student.")] = 256,
     num_workers: Annotated[int, typer.Option("--workers", help="Processes that render.")] = 2,
     device: Device = "auto",
     mean: Channels = None,

@@ -21,7 +21,7 @@ from kdcache.cli.limits import (
 )
 from kdcache.cli.output import give, say
 from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE
-from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.teachers import (
     Average,
     AverageOption,
@@ -52,7 +52,9 @@ def fidelity(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar=PLACE, help=DATA_HELP)] = None,
     teacher: OptionalTeachers = None,
-    recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=RECIPE_HELP, autocompletion=recipe_names)
+    ] = None,
     weights: Weights = None,
     shares: Shares = None,
     average: AverageOption = Average.logits,

@@ -1,8 +1,10 @@
 """What commands print: JSON on stdout, everything else beside it; progress on stderr."""
 
 import json
+import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
@@ -23,6 +25,7 @@ LOG_EVERY_S = 30.0
 _LINES = "\n\t"  # of the texts that stay as they are
 
 _results: TextIO | None = None  # where JSON goes, if not to sys.stdout
+_quiet = _verbose = False
 
 
 @contextmanager
@@ -37,8 +40,46 @@ def results_apart() -> Iterator[None]:
         _results = None
 
 
+def choose_talk(*, quiet: bool, verbose: bool) -> Callable[[], None]:
+    """Set how much is written on stderr; return what to call when the command is done.
+
+    quiet: no progress, no notes. verbose: what modules log of what they use, what the command took,
+    and where errors arose.
+    """
+    global _quiet, _verbose
+    _quiet, _verbose = quiet, verbose
+    log, started = logging.getLogger("kdcache"), time.monotonic()
+    handler = logging.StreamHandler() if verbose else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("kdcache: after %(relativeCreated).0f ms: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+
+    def done() -> None:
+        passed, used = time.monotonic() - started, time.process_time()
+        log.debug("done in %.1f s; this process took %.1f s of its cores", passed, used)
+
+    return done
+
+
+def trace(error: BaseException) -> None:
+    """When verbose, write where an error arose, and those it came from.
+
+    Of the latter without their texts, which may hold credentials.
+    """
+    while _verbose:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        typer.echo(f"{frames}{type(error).__qualname__}", err=True)
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return
+        error = cause
+        typer.echo("which came of:", err=True)
+
+
 def say(text: str, *, as_json: bool) -> None:
     """Print a line for people: on stdout, or on stderr when stdout carries JSON."""
+    if as_json and _quiet:
+        return
     shown = printable(text, keep=_LINES)
     Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False).print(shown)
 
@@ -94,7 +135,7 @@ def progress_bar(
         TextColumn("{task.fields[rates]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_interactive,
+        disable=_quiet or not console.is_interactive,
     )
     started = logged = time.monotonic()
     done = 0
@@ -107,7 +148,7 @@ def progress_bar(
             now = time.monotonic()
             text = rates(done, max(now - started, 1e-9))
             bar.update(task, completed=done, rates=text)
-            if not console.is_interactive and now - logged > LOG_EVERY_S:
+            if not console.is_interactive and not _quiet and now - logged > LOG_EVERY_S:
                 logged = now
                 left = human_time((total - done) * (now - started) / max(done, 1))
                 line = f"{label} {done}/{total} {text}, {left} left"

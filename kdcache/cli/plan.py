@@ -11,7 +11,7 @@ from kdcache.cli.data import Json
 from kdcache.cli.fidelity import check_picture
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.places import DATA_HELP, PLACE
-from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.teachers import (
     Average,
     AverageOption,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def plan(
     data: Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)],
     teacher: Teachers,
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP, autocompletion=recipe_names)],
     views: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="Views of each image.")
     ] = None,

@@ -22,7 +22,7 @@ from kdcache.cli.limits import (
 )
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.places import DATA_HELP, PLACE, absolute, path
-from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.reuse import (
     CatalogueOption,
     FetchOption,
@@ -74,7 +74,7 @@ DEFAULT_BATCH = 256
 def precompute(
     data: Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)],
     teacher: Teachers,
-    recipe: Annotated[str, typer.Option(help=RECIPE_HELP)],
+    recipe: Annotated[str, typer.Option(help=RECIPE_HELP, autocompletion=recipe_names)],
     views: Annotated[int, typer.Option(min=1, max=1_000_000, help="Views of each image.")],
     cache: Annotated[
         Path, typer.Option(parser=path, help="Where the cache is, or will be, on this disk.")

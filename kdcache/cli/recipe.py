@@ -11,13 +11,30 @@ from kdcache.cli.places import DATA_HELP, PLACE
 from kdcache.stores.location import parse_place
 
 RECIPE_HELP = "TOML file, or a preset: funmatch, consistent, mild, randaugment, centre."
-RecipeName = Annotated[str, typer.Argument(help=RECIPE_HELP)]
+
+
+def preset_names(incomplete: str) -> list[str]:
+    """Return the presets that a shell may complete a name to."""
+    from kdcache.recipe.schema import presets
+
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Return the presets, and the TOML files here, that a shell may complete a name to."""
+    files = sorted(map(str, Path().glob("*.toml")))
+    return preset_names(incomplete) + [name for name in files if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[str, typer.Argument(help=RECIPE_HELP, autocompletion=recipe_names)]
 
 app = typer.Typer(no_args_is_help=True, help="Look at recipes: what decides the pixels of views.")
 
 
 @app.command()
-def show(preset: Annotated[str, typer.Argument(help="Name of the preset.")]) -> None:
+def show(
+    preset: Annotated[str, typer.Argument(help="Name of the preset.", autocompletion=preset_names)],
+) -> None:
     """Print the TOML of a preset, to start a recipe of your own from.
 
     Example:
@@ -67,7 +84,12 @@ def preview(
 
 @app.command()
 def check(as_json: Json = False) -> None:
-    """Prove that this machine makes the pixels that recipes state; says by which libraries."""
+    """Prove that this machine makes the pixels that recipes state; says by which libraries.
+
+    Example:
+
+      kdcache recipe check --json
+    """
     from kdcache.pixels.decode import chosen_backends
     from kdcache.pixels.selftest import check_pixels
     from kdcache.pixels.witness import pixel_versions

@@ -8,7 +8,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
 from kdcache.cli.places import DATA_HELP, PLACE
-from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.teachers import (
     SPEC_HELP,
     Average,
@@ -45,7 +45,8 @@ def check(
     ],
     data: Annotated[str, typer.Option(metavar=PLACE, help=f"Images to measure on. {DATA_HELP}")],
     recipe: Annotated[
-        str | None, typer.Option(help=f"What it is to be shown. {RECIPE_HELP}")
+        str | None,
+        typer.Option(help=f"What it is to be shown. {RECIPE_HELP}", autocompletion=recipe_names),
     ] = None,
     weights: Weights = None,
     shares: Shares = None,

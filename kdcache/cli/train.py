@@ -10,7 +10,7 @@ from kdcache.cli.data import Json
 from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, say
 from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE, cache_places
-from kdcache.cli.recipe import RECIPE_HELP
+from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.teachers import PANEL as TEACHER
 from kdcache.cli.teachers import (
     Average,
@@ -119,7 +119,10 @@ def train(
     ] = Learn.cache,
     recipe: Annotated[
         str | None,
-        typer.Option(help=f"Of fresh views (fixed, independent, online, labels). {RECIPE_HELP}"),
+        typer.Option(
+            help=f"Of fresh views (fixed, independent, online, labels). {RECIPE_HELP}",
+            autocompletion=recipe_names,
+        ),
     ] = None,
     init: Annotated[
         Path | None, typer.Option(help="First weights, as far as they fit; a weights file.")

@@ -7,6 +7,7 @@ ways to sample colours. The proof takes a process some 15 milliseconds, once.
 
 import base64
 import io
+import logging
 import os
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
@@ -22,6 +23,8 @@ from kdcache.pixels import pillow, turbojpeg
 from kdcache.pixels.image import Decoded, Header, Pixels, Window
 from kdcache.pixels.jpeg import decode_simplejpeg
 from kdcache.pixels.turbojpeg import decode_turbojpeg
+
+_log = logging.getLogger(__name__)
 
 SCALES = (8, 4, 2, 1)
 BACKEND_VARIABLE = "KDCACHE_JPEG"
@@ -163,8 +166,10 @@ def chosen_backends() -> tuple[Backend, ...]:
     asked = BACKENDS if forced is None else tuple(b for b in BACKENDS if b == forced)
     for backend in reversed(asked):
         if backend == "pillow":
+            _log.debug("JPEGs are decoded by pillow")
             return ("pillow",)
         if conforming(backend):
+            _log.debug("JPEGs are decoded by %s, then pillow", backend)
             return backend, "pillow"
     if forced == "turbojpeg" and forced not in available_backends():
         raise UsageError(

@@ -16,6 +16,7 @@ instead of left to hang. Workers read what their parent has kept on the disk (di
 import asyncio
 import atexit
 import base64
+import logging
 import math
 import os
 import re
@@ -42,6 +43,7 @@ PARTING_S = 2.0  # that the end of a process waits for its requests
 SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", PATIENCE)
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _used_by: int | None = None  # the process that first used obstore
 
@@ -118,6 +120,7 @@ def _folder(path: Path, writing: bool) -> Any:
 @lru_cache(maxsize=64)
 def _client(location: Location, large: bool, settings: tuple[tuple[str, str], ...]) -> Any:
     """Return a client; settings: those of the environment, which obstore reads itself."""
+    _log.debug("opens the store %s", location)
     from obstore.store import HTTPStore, from_url
 
     patience, parts = patience_s(), urlsplit(location.url)

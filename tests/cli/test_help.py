@@ -1,18 +1,25 @@
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from kdcache import __version__
 from kdcache.cli.app import app
+from kdcache.cli.shell import SETTINGS
 from tests.cli.conftest import Run
 
-COMMANDS = ["pack", "index", "plan", "precompute", "fidelity", "train", "eval", "compare"]
-COMMANDS += ["export", "status", "inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS = ["doctor", "init", "pack", "index", "plan", "fidelity", "precompute"]
+COMMANDS += ["status", "inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS += ["train", "eval", "compare", "export"]
 COMMANDS += ["publish", "find", "show", "fetch", "sign", "ref", "rebuild", "gc"]
+GROUPS = ["recipe", "teacher", "keys", "hub"]
 HEAVY = ["torch", "torchvision", "numpy", "zarr", "PIL", "matplotlib", "webdataset"]
 
 START_UP = """
@@ -32,6 +39,7 @@ print(json.dumps(loaded), file=sys.stderr)
 
 def test_the_commands_are_those_of_the_readme() -> None:
     assert [command.name for command in app.registered_commands] == COMMANDS
+    assert [group.name for group in app.registered_groups] == GROUPS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -44,13 +52,102 @@ def test_each_command_answers_help_with_an_example(kdcache: Run, command: str) -
     assert kdcache(command, "-h").stdout == outcome.stdout
 
 
-def test_help_names_every_command_and_so_does_no_argument(kdcache: Run) -> None:
+def _leaves(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command that does something, below groups too, with the words that name it."""
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, each in command.commands.items():
+        yield from _leaves(each, *path, name)
+
+
+LEAVES = dict(_leaves(typer.main.get_command(app)))
+
+
+def test_every_command_and_subcommand_has_an_example_and_options_with_help() -> None:
+    assert len(LEAVES) > len(COMMANDS) + len(GROUPS)
+    for path, command in LEAVES.items():
+        assert re.search(rf"\n *Examples?:\s+kdcache {' '.join(path)}( |$)", command.help, re.M), (
+            path
+        )
+        assert all(p.help for p in command.params if p.param_type_name == "option"), path
+
+
+def test_help_names_every_command_on_one_screen_and_so_does_no_argument(kdcache: Run) -> None:
     outcome = kdcache("--help")
     assert outcome.code == 0
-    for command in COMMANDS:
-        assert re.search(rf"^\W*{command}\s+\w", outcome.stdout, re.MULTILINE)
+    for command in COMMANDS + GROUPS:
+        assert re.search(rf"^[A-Z]?[a-z]* +{command} +\w", outcome.stdout, re.MULTILINE)
+    lines = outcome.stdout.splitlines()
+    assert 24 <= len(lines) <= 40
+    assert max(map(len, lines)) <= 80
     shown = kdcache()
     assert COMMANDS[0] in shown.stdout + shown.stderr
+
+
+def test_a_setting_of_the_environment_stands_for_the_option_of_every_command() -> None:
+    found = {
+        (path, option): param.envvar
+        for path, command in LEAVES.items()
+        for param in command.params
+        for option in param.opts
+        if option in SETTINGS
+    }
+    assert set(SETTINGS) == {option for _, option in found}
+    optional = {("doctor",), ("fidelity",), ("repair",), ("verify",)}
+    for (path, option), variable in found.items():
+        expected = None if option == "--data" and path in optional else SETTINGS[option]
+        assert variable == expected, (path, option)
+    last = {
+        path[0]
+        for path, command in LEAVES.items()
+        for param in command.params
+        if param.envvar and param.param_type_name == "argument"
+    }
+    assert last == {"find", "publish", "rebuild", "gc"}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_given_goes_before_the_environment(
+    kdcache: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: bool
+) -> None:
+    monkeypatch.setenv("KDCACHE_CATALOGUE", str(tmp_path / "of the team"))
+    outcome = kdcache("find", *([tmp_path / "another"] if given else []))
+    assert outcome.code == 2
+    assert ("another" if given else "of the team") in outcome.stderr
+    monkeypatch.setenv("KDCACHE_DATA", str(tmp_path / "data"))
+    options = ["--out", tmp_path / "a.png"]
+    outcome = kdcache("recipe", "preview", "mild", *options)
+    assert str(tmp_path / "data") in outcome.stderr
+    assert "KDCACHE_DATA" in kdcache("recipe", "preview", "--help").stdout
+
+
+def _completed(words: str, folder: Path) -> list[str]:
+    """Return what a shell offers for the last of the words."""
+    count = str(len(words.split(" ")) - 1)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("kdcache")],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "_KDCACHE_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": count,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_recipes(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").touch()
+    assert _completed("kdcache pre", tmp_path) == ["precompute"]
+    assert _completed("kdcache recipe show rand", tmp_path) == ["randaugment"]
+    assert _completed("kdcache precompute --recipe mi", tmp_path) == ["mild", "mine.toml"]
+    assert "--workers" in _completed("kdcache train --wor", tmp_path)
 
 
 def test_version_is_the_packages(kdcache: Run) -> None:
@@ -89,7 +186,7 @@ def test_the_names_of_extras_are_no_markup(kdcache: Run) -> None:
         assert f"kdcache[{extra}]" in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"doctor", "init"}))
 def test_a_command_without_its_arguments_names_what_is_missing(kdcache: Run, command: str) -> None:
     outcome = kdcache(command)
     assert outcome.code == 2

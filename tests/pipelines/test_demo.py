@@ -15,6 +15,8 @@ from kdcache.models.weights import load_weights
 from pipelines import demo, demo_table
 from pipelines.demo import ARMS, Demo
 from pipelines.demo_table import rows, verdicts
+from tests.report.browser import Browser
+from tests.report.reading import faults
 
 # --- a short demo, through everything ------------------------------------------------------
 
@@ -103,6 +105,10 @@ def test_the_page_shows_the_results_the_curves_and_the_views(out: Path) -> None:
     assert page.count('<img src="data:image/png;base64,') == 4 * 6
     assert page.count("<meter") == 3 * 4 * 6
     assert "<script" not in page
+
+
+def test_the_page_has_no_fault_in_a_browser(out: Path, browser: Browser) -> None:
+    assert faults(browser, out / "report.html") == []
 
 
 def test_the_page_says_what_the_comparison_does_not_show(out: Path) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdcache.report.figures import COLOURS, curves_svg
+from kdcache.report.figures import COLOURS, GREY, Line, Picture, Scale, lines_svg, spread
 from kdcache.report.page import Section, render_page
 from kdcache.report.sheet import Card, png_address
 
@@ -50,7 +51,14 @@ class Page(HTMLParser):
 
 
 PICTURE = png_address(np.zeros((2, 2, 3), np.uint8))
-SVG = curves_svg({"one": ([1, 2], [3, 4])}, x_label="epoch", y_label="loss")
+LINE = Line("one", [1, 2], [3, 4])
+
+
+def _svg(*lines: Line, name: str = "loss", x: str = "epoch", y: str = "loss") -> str:
+    return lines_svg(lines or [LINE], name, x=Scale(x), y=Scale(y))
+
+
+SVG = _svg()
 
 
 def _page(text: str = "text") -> str:
@@ -60,7 +68,7 @@ def _page(text: str = "text") -> str:
         [
             Section(text, paragraphs=[text, "second"]),
             Section("Table", table=[[text, "head"], [text, "cell"], ["a", "b"]]),
-            Section("Figure", figures=[(SVG, text)]),
+            Section("Figure", figures=[Picture("loss", SVG, text)]),
             Section("Sheet", sheet=[[card, card], [card]]),
         ],
     )
@@ -164,33 +172,57 @@ def _paths(svg: str) -> list[dict[str, Any]]:
     return [path for path in page.all("path") if "fill: none" in (path.get("style") or "")]
 
 
+def _words(svg: str) -> set[str]:
+    return {text.strip() for text in Page(svg).text["text"]}
+
+
 def test_a_figure_is_one_svg_element_with_its_names_as_text() -> None:
-    svg = curves_svg({"a < b": ([1, 2, 3], [3.0, 1.0, 2.0])}, x_label="epoch", y_label="KL & co")
-    page = Page(svg)
-    assert page.elements[0][0] == "svg"
+    svg = _svg(Line("a < b, $5", [1, 2, 3], [3.0, 1.0, 2.0]), y="KL & co")
+    assert Page(svg).elements[0][0] == "svg"
     assert svg.startswith("<svg")
     assert svg.rstrip().endswith("</svg>")
-    shown = [text.strip() for text in page.text["text"]]
-    assert {"a < b", "epoch", "KL & co"} <= set(shown)
+    assert {"a < b, $5", "epoch", "KL & co"} <= _words(svg)
 
 
-@pytest.mark.parametrize("count", [1, len(COLOURS), len(COLOURS) + 2])
-def test_every_curve_is_drawn(count: int) -> None:
-    curves = {f"curve {n}": ([1, 2, 3], [n, n + 1, n + 3]) for n in range(count)}
-    svg = curves_svg(curves, x_label="x", y_label="y")
-    shown = {text.strip() for text in Page(svg).text["text"]}
-    assert set(curves) <= shown
-    strokes = [path["style"] for path in _paths(svg)]
-    drawn = sum(any(colour in style for colour in COLOURS) for style in strokes)
-    assert drawn == 2 * count  # the line and its place in the legend
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_every_line_is_drawn_and_named(count: int) -> None:
+    colour = "#123456"
+    lines = [Line(f"line {n}", [1, 2, 3], [n, n + 1, n + 3], colour=colour) for n in range(count)]
+    svg = _svg(*lines)
+    assert {line.name for line in lines} <= _words(svg)
+    drawn = sum(colour in path["style"] for path in _paths(svg))
+    assert drawn == 2 * count  # the line, and from its end to its name
 
 
-def test_the_same_curves_make_the_same_figure() -> None:
-    """No date, no random ids."""
-    curves = {"one": ([1, 2], [3, 4])}
-    again = curves_svg(curves, x_label="epoch", y_label="loss")
-    assert again == SVG
-    assert "dc:date" not in SVG
+def test_an_interval_is_drawn_at_each_point() -> None:
+    line = Line("one", [1, 2, 3], [2, 2, 2], low=[1, 1, 1], high=[3, 3, 3])
+    assert len(_paths(_svg(line))) - len(_paths(_svg(Line("one", [1, 2, 3], [2, 2, 2])))) == 3
+
+
+def test_ticks_are_plain_numbers_or_what_was_given() -> None:
+    line = Line("one", [100, 3000], [0.02, 2.0])
+    ticks: dict[float, str] = {100: "100", 3000: "three thousand"}
+    x, y = Scale("epochs", is_log=True, ticks=ticks), Scale("KL", is_log=True)
+    words = _words(lines_svg([line], "plain", x=x, y=y))
+    assert words == {"one", "epochs", "KL", "100", "three thousand"} | {
+        "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", [0.001, 0.0137, 0.14, 0.3, 0.75, 4.0])
+def test_a_logarithmic_axis_of_nearly_equal_values_is_not_stretched(level: float) -> None:
+    line = Line("one", [1, 2], [level, 1.01 * level])
+    svg = lines_svg([line], "flat", x=Scale("epoch", ticks={}), y=Scale("KL", is_log=True))
+    ticks = [float(word) for word in _words(svg) - {"one", "KL", "epoch"}]
+    shown = [tick for tick in ticks if level / 2 < tick < level * 2]
+    assert len(shown) >= 2
+    assert max(shown) / min(shown) > 1.2
+
+
+def test_the_same_lines_make_the_same_figure() -> None:
+    """No date, no random ids, no version."""
+    assert _svg() == SVG
+    assert "metadata" not in SVG
 
 
 def _named(svg: str) -> set[str]:
@@ -200,9 +232,53 @@ def _named(svg: str) -> set[str]:
 
 def test_figures_of_one_page_refer_to_no_common_id() -> None:
     """The clip paths and marks of the first would serve the second."""
-    curves = {"one": ([1, 2], [3, 4])}
-    first, second = (
-        _named(curves_svg(curves, x_label="epoch", y_label=label)) for label in ("loss", "lass")
-    )
+    first, second = _named(_svg(name="loss")), _named(_svg(name="lass"))
     assert len(first) >= 2
     assert not first & second
+
+
+def test_grey_has_the_colour_of_the_text_on_a_page_alone() -> None:
+    assert GREY in SVG
+    page = _page()
+    assert GREY not in page
+    assert page.count("currentColor") > SVG.count("currentColor")
+
+
+# --- colours -------------------------------------------------------------------------------
+
+
+def _linear(colour: str) -> np.ndarray:
+    parts = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("colour", [*COLOURS, GREY])
+@pytest.mark.parametrize("background", ["#ffffff", "#121212", "#0d1117"])
+def test_a_colour_is_seen_on_white_and_on_near_black(colour: str, background: str) -> None:
+    dark, light = sorted(
+        float(_linear(one) @ (0.2126, 0.7152, 0.0722)) for one in (colour, background)
+    )
+    assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+# --- places of names -----------------------------------------------------------------------
+
+some_places = st.lists(st.floats(-0.2, 1.2), min_size=1, max_size=9)
+
+
+@given(some_places)
+def test_names_are_spread_in_their_order_and_within_the_axes(places: list[float]) -> None:
+    moved = spread(places, 0.1)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    ranked = [moved[index] for index in order]
+    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(ranked))
+    assert min(moved) >= 0
+    assert max(moved) <= 1 + 1e-9
+
+
+def test_names_that_have_room_stay_where_they_are() -> None:
+    assert spread([0.9, 0.1, 0.5], 0.2) == pytest.approx([0.9, 0.1, 0.5])
+
+
+def test_names_in_one_place_move_both_ways_alike() -> None:
+    assert spread([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.4, 0.5, 0.6])

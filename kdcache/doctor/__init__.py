@@ -1,0 +1,1 @@
+"""What a machine is, and whether caches made elsewhere will replay bit for bit on it."""

@@ -1,0 +1,1 @@
+"""Small images, a recipe with every step, and the witnesses of their views, never rewritten."""

@@ -1,0 +1,246 @@
+"""The report of the study of patience and consistency: page, Markdown, pictures and numbers."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from kdcache.files import write_whole
+from kdcache.report.page import Section, render_page
+from pipelines.study import figures, sentences, tables
+from pipelines.study.markdown import render_markdown
+from pipelines.study.summary import budgets, distinct, in_order, select
+from pipelines.study.words import listed, number
+
+TITLE = "Is a good teacher patient and consistent? A study on handwritten digits"
+PAPER = "Beyer et al., “Knowledge distillation: a good teacher is patient and consistent” (2022)"
+NAME = "digits"
+PARTS = ("runs", "views", "encodings", "wrong_replay", "small_teacher")
+
+
+def write_results(result: dict[str, Any], folder: Path) -> None:
+    """Write digits.json, .md, .html and the pictures to a folder; equal results, equal files."""
+    sections = make_sections(result)
+    files = {
+        f"{NAME}.json": json_text(result),
+        f"{NAME}.md": render_markdown(TITLE, sections),
+        f"{NAME}.html": render_page(TITLE, sections),
+    }
+    files |= {f"{one.name}.svg": one.svg for section in sections for one in section.figures}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_whole(folder / name, partial(_write, text))
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON with a line for each row of its lists, so that runs compare well."""
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {_rows(v)}" for k, v in result.items()) + "\n}\n"
+
+
+def _rows(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return _one_line(value)
+    return "[\n " + ",\n ".join(map(_one_line, value)) + "\n]"
+
+
+def _one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def make_sections(result: Mapping[str, Any]) -> list[Section]:
+    """Return what the report says, part by part; what was not run is left out."""
+    result = in_order(result)
+    return [
+        Section("What was found", paragraphs=_found(result)),
+        Section("What was done", paragraphs=_done(result), table=_design(result)),
+        Section("What each student sees and learns", table=_arms(result)),
+        *_main(result),
+        *_tests(result),
+        *_views(result),
+        *_encodings(result),
+        *_replay(result),
+        *_small_teacher(result),
+        Section("Chosen settings", paragraphs=_tuning(result), table=tables.tuned(result["tuned"])),
+        Section("Limits", paragraphs=_limits(result)),
+    ]
+
+
+def _found(result: Mapping[str, Any]) -> list[str]:
+    runs = result["runs"]
+    said = ["This was a short trial: its numbers mean nothing."] if result["quick"] else []
+    said += [
+        sentences.best_and_worst(runs, budgets(runs)[-1]),
+        sentences.places(runs, sentences.FUNCTION_MATCHING),
+        *sentences.tests_found(result["tests"]),
+    ]
+    return said + _enough(result)
+
+
+def _enough(result: Mapping[str, Any]) -> list[str]:
+    parts = result["equivalence"]
+    return [sentences.enough_views(parts, mixed=mixed) for (mixed,) in distinct(parts, "mixed")]
+
+
+def _done(result: Mapping[str, Any]) -> list[str]:
+    machine, design = result["machine"], result["design"]
+    versions = listed([f"{name} {version}" for name, version in result["versions"].items()])
+    commit = f" at commit {result['commit']}" if result["commit"] else ""
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return [
+        f"The study of {PAPER}, made small: a teacher and students of scikit-learn's digits. Each "
+        f"student has {number(design['images'])} images and is measured on "
+        f"{number(design['test_images'])} test images: KL(teacher || student) in nats at "
+        "temperature 1, how often it agrees with the teacher, and accuracy. "
+        + sentences.teachers_are(result["teachers"]),
+        f"Made by {result['command']} on {result['date']}{commit}, in "
+        f"{result['seconds'] / 60:.0f} minutes on {where}; {versions}.",
+    ]
+
+
+def _design(result: Mapping[str, Any]) -> tables.Table:
+    settings = {name: value for name, value in result["design"].items() if name != "arms"}
+    return [
+        ["setting", "value"],
+        *([name.replace("_", " "), _setting(value)] for name, value in settings.items()),
+    ]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_setting(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return listed([_setting(one) for one in value])
+    return value if isinstance(value, str) else number(value)
+
+
+def _arms(result: Mapping[str, Any]) -> tables.Table:
+    return [["arm", "what it sees and learns"], *map(list, result["design"]["arms"].items())]
+
+
+def _main(result: Mapping[str, Any]) -> list[Section]:
+    runs = result["runs"]
+    steps = [
+        sentences.patience(runs, short=short, long=long) for short, long in pairwise(budgets(runs))
+    ]
+    return [
+        Section(
+            "KL to the teacher, and patience",
+            paragraphs=[f"Means over the seeds, with 95% bootstrap intervals. {' '.join(steps)}"],
+            table=tables.by_budget(runs, "kl"),
+            figures=[figures.arms(runs)],
+        ),
+        Section("Agreement with the teacher, %", table=tables.by_budget(runs, "agreement")),
+        Section("Accuracy against the labels, %", table=tables.by_budget(runs, "accuracy")),
+    ]
+
+
+def _tests(result: Mapping[str, Any]) -> list[Section]:
+    registered = Section(
+        "Registered tests",
+        paragraphs=[
+            "One-sided and paired by seed: the first arm's KL is the lower. The difference is that "
+            "of the means, first less second, with its 95% bootstrap interval."
+        ],
+        table=tables.tests(result["tests"], registered=True),
+    )
+    beside = Section(
+        "Reported beside them",
+        paragraphs=["Two-sided, not registered and not corrected: hints, not findings."],
+        table=tables.tests(result["tests"], registered=False),
+    )
+    return [part for part in (registered, beside) if part.table]
+
+
+def _views(result: Mapping[str, Any]) -> list[Section]:
+    rows, equivalence = result["views"], result["equivalence"]
+    if not rows:
+        return []
+    return [
+        Section(
+            "Test KL against stored views",
+            paragraphs=[
+                "A cache holds a number of views, which are used again and again; with a live "
+                "teacher the student has a new view in every epoch, and uses each once.",
+            ],
+            figures=[figures.views(rows, reuse=False), figures.views(rows, reuse=True)],
+            table=tables.views(rows),
+        ),
+        Section(
+            "How many stored views are as good as a live teacher",
+            paragraphs=[
+                *_enough(result),
+                "The table says by how many nats the KL is above a live teacher's, with the 90% "
+                "interval of two one-sided tests. That an equivalence is not shown does not refute "
+                "it.",
+            ],
+            table=tables.equivalence(equivalence),
+        ),
+    ]
+
+
+def _encodings(result: Mapping[str, Any]) -> list[Section]:
+    rows = result["encodings"]
+    if not rows:
+        return []
+    said = [
+        sentences.encodings_found(select(rows, temperature=temperature, epochs=epochs), temperature)
+        for temperature, epochs in distinct(rows, "temperature", "epochs")
+    ]
+    return [
+        Section(
+            "What an encoding costs",
+            paragraphs=said,
+            table=tables.encodings(rows),
+            figures=[figures.encodings(rows)],
+        )
+    ]
+
+
+def _replay(result: Mapping[str, Any]) -> list[Section]:
+    rows = result["wrong_replay"]
+    if not rows:
+        return []
+    said = [
+        sentences.replay_found(select(rows, recipe=recipe, epochs=epochs), recipe)
+        for recipe, epochs in distinct(rows, "recipe", "epochs")
+    ]
+    return [
+        Section("The price of a wrong replay", paragraphs=said, table=tables.wrong_replay(rows))
+    ]
+
+
+def _small_teacher(result: Mapping[str, Any]) -> list[Section]:
+    rows = result["small_teacher"]
+    if not rows:
+        return []
+    said = [sentences.small_teacher_found(result)]
+    title = "A teacher that knows no more images than the student"
+    return [Section(title, paragraphs=said, table=tables.small_teacher(rows))]
+
+
+def _tuning(result: Mapping[str, Any]) -> list[str]:
+    design = result["design"]
+    return [
+        f"The lowest mean KL on validation digits over {len(design['tuning_seeds'])} seeds of "
+        f"{number(design['tuning_epochs'])} epochs. {sentences.at_edges(result['tuned'], design)}"
+    ]
+
+
+def _limits(result: Mapping[str, Any]) -> list[str]:
+    design = result["design"]
+    counts = sorted({len(distinct(result[part], "seed")) for part in PARTS if result[part]})
+    few = listed([number(count) for count in counts])
+    return [
+        f"One data set, of digits of 8 by 8 pixels; one student, of "
+        f"{number(design['student_parameters'])} parameters: nothing here speaks for larger ones.",
+        f"Intervals are over {few} seeds, by the percentile bootstrap: somewhat narrow for so few.",
+        "Only the registered tests are corrected for their number. What else is called clear has a "
+        "95% interval of its own that leaves zero out.",
+        f"Settings were chosen at {number(design['tuning_epochs'])} epochs and serve every budget.",
+    ]

@@ -1,0 +1,109 @@
+"""Claims about kdcache init: files that work as they are, and nothing written over."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdcache.recipe.schema import load_recipe, presets
+from tests import tiny
+from tests.cli.conftest import Run
+from tests.cli.making import TEACHER, check_refusal, write_weights
+
+TARGETS = ("pack", "plan", "precompute", "verify", "train")
+GIVEN = {
+    "TEACHER": TEACHER,
+    "STUDENT": "tests.student.nets:small",
+    "VIEWS": "2",
+    "EPOCHS": "2",
+    "BATCH": "8",
+}
+
+
+def _commands(folder: Path, target: str, *words: str) -> list[list[str]]:
+    """Return the words of each command that make would run."""
+    given = [f"{name}={value}" for name, value in GIVEN.items()]
+    done = subprocess.run(
+        ["make", "-n", "-f", "kdcache.mk", target, *given, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("kdcache ")]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_recipe_is_the_preset(kdcache: Run, tmp_path: Path, name: str) -> None:
+    outcome = kdcache("init", tmp_path / "new", "--recipe", name)
+    assert outcome.code == 0
+    assert load_recipe(tmp_path / "new/recipe.toml").id == load_recipe(name).id
+
+
+def test_the_targets_lead_from_photos_to_a_student_and_are_done_once(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_images(tmp_path / "photos/train", 12)
+    outcome = kdcache("init", tmp_path / "work", "--images", tmp_path / "photos/train", "--json")
+    assert outcome.code == 0
+    assert outcome.value["next"] == f"make -C {tmp_path / 'work'} -f kdcache.mk pack"
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    write_weights(Path("teacher.safetensors"))
+    recipe = Path("recipe.toml").read_text()
+    Path("recipe.toml").write_text(recipe.replace("size = 224 ", "size = 16 "))
+    done = []
+    for target in TARGETS:
+        for words in _commands(Path(), target):
+            more = ["--probe-s", "0"] if target == "plan" else []
+            outcome = kdcache(*words[1:], *more, "--quiet", "--json")
+            assert outcome.code == 0, (words, outcome.stderr)
+            done.append(words[1])
+    assert done == list(TARGETS)
+    for target in ("pack", "precompute"):
+        assert _commands(Path(), target) == []
+    (again,) = _commands(Path(), "train")
+    assert "--resume" in again
+    assert Path("build/run/student.safetensors").is_file()
+
+
+def test_train_alone_does_all_that_it_needs(kdcache: Run, tmp_path: Path) -> None:
+    assert kdcache("init", tmp_path).code == 0
+    words = _commands(tmp_path, "train", "WEIGHTS=", "ARGS=--quiet")
+    assert [command[1] for command in words] == ["pack", "precompute", "train"]
+    assert "--weights" not in words[1]
+    assert words[2][-1] == "--quiet"
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "kdcache.mk"])
+def test_nothing_is_written_over(kdcache: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    check_refusal(kdcache("init", tmp_path), 2, f"{tmp_path / name}: is there already")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_images_that_make_cannot_name_or_that_are_not_there_are_refused(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "my photos").mkdir()
+    spaced = kdcache("init", tmp_path / "a", "--images", tmp_path / "my photos")
+    check_refusal(spaced, 2, "make takes no spaces")
+    check_refusal(kdcache("init", tmp_path / "a", "--images", tmp_path / "none"), 2, "no folder")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a$b#c").mkdir()
+    assert kdcache("init", tmp_path / "a", "--images", tmp_path / "a$b#c").code == 0
+    ((_, _, images, *_), *_) = _commands(tmp_path / "a", "pack")
+    assert images.startswith("../a")
+
+
+def test_the_next_command_is_told(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"next +make -f kdcache.mk pack IMAGES=photos\n", kdcache("init").stdout)
