@@ -90,7 +90,7 @@ def test_own_data_runs(place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatc
     size = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--out", "build/run"]
     assert kdcache(*train, *size).code == 0
     done = [name for name, _ in _run_page(kdcache, "own-data", monkeypatch)]
-    assert done == ["pack", "pack", "index", "precompute", "precompute", "eval", "export"]
+    assert done == ["init", "pack", "pack", "index", *["precompute"] * 2, "eval", "export"]
     assert not open_cache(place / "build/cache").missing()
     assert (place / "student.pt2").is_file()
 
@@ -128,7 +128,7 @@ def test_debug_a_mismatch_runs(
 ) -> None:
     _precompute(kdcache, "build/cache")
     done = [name for name, _ in _run_page(kdcache, "debug-a-mismatch", monkeypatch)]
-    assert done == ["recipe", "index", "verify", "inspect", "recipe", "verify"]
+    assert done == ["doctor", "doctor", "index", "verify", "inspect", "recipe", "verify"]
     code = [
         b for b in blocks_of(ROOT / "docs/how-to/debug-a-mismatch.md") if b.language == "python"
     ]
