@@ -17,7 +17,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 .DELETE_ON_ERROR:
 .PHONY: help setup lock lock-peers lock-readers check format test demo demo-table paper paper-quick pack precompute train verify \
   inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
-  bench-peers doctor server-packages clean
+  bench-peers doctor server-packages docs docs-serve clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -114,6 +114,12 @@ server-packages: ## install nginx, Slurm and Chromium for their tests, skipped w
 	      env $(APT) install --no-download --no-install-recommends $$packages; } >/dev/null || missing=1; \
 	  done; test -z "$$missing"; }; } \
 	  || echo "nginx, Slurm or Chromium was not installed; tests are skipped where one is missing"
+
+docs: setup ## build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -n -W --keep-going -d build/doctrees docs build/docs
+
+docs-serve: docs ## show it at http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
 # --- jobs ----------------------------------------------------------------------------------
 

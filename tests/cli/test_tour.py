@@ -1,4 +1,4 @@
-"""The README's words, run as they stand there."""
+"""The README's words, run as they stand there; and two tables of docs/."""
 
 import re
 import shlex
@@ -117,15 +117,19 @@ def test_the_loop_of_the_readme_runs(place: Path) -> None:
     assert bool(loss.isfinite())
 
 
-def test_the_recipe_of_the_readme_is_one(tmp_path: Path) -> None:
-    text = _block("toml", "Recipes")
-    (tmp_path / "recipe.toml").write_text(text)
+def test_the_recipe_that_the_page_shows_is_funmatch(tmp_path: Path) -> None:
+    found = re.search(
+        r"```toml\n(.*?)```", (ROOT / "docs/how-to/recipes.md").read_text(), re.DOTALL
+    )
+    assert found is not None
+    (tmp_path / "recipe.toml").write_text(found[1])
     recipe = load_recipe(tmp_path / "recipe.toml")
     assert recipe.id == load_recipe("funmatch").id
 
 
-def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
-    rows = re.findall(r"^\| (\d) \| (\w+) \|", README, re.MULTILINE)
+def test_the_exit_codes_of_the_page_are_those_of_the_errors() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (\w+) \|", page, re.MULTILINE)
     codes = {kind.__name__.removesuffix("Error").lower(): kind.exit_code
              for kind in KdcacheError.__subclasses__()}  # fmt: skip
     assert len(rows) == 6
@@ -134,7 +138,7 @@ def test_the_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
-    named = set(re.findall(r"docs/[\w.]+\.md", README))
-    assert len(named) >= 2
+    named = set(re.findall(r"docs/[\w./-]+\.md", README))
+    assert len(named) >= 15
     for name in named:
         assert (ROOT / name).is_file(), name
