@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS ?= never
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup lock lock-peers lock-readers check format test demo demo-table pack precompute train verify \
+.PHONY: help setup lock lock-peers lock-readers check format test demo demo-table paper paper-quick pack precompute train verify \
   inspect recipe ray bench bench-cache bench-pixels bench-precompute bench-scale bench-student bench-sharing \
   bench-peers doctor server-packages docs docs-serve clean
 
@@ -128,6 +128,12 @@ demo: setup ## run the whole pipeline on a small dataset into build/demo; SEED=0
 
 demo-table: setup ## print the table of the demo's results
 	$(BIN)/python -m pipelines.demo_table $(ARGS)
+
+paper: setup ## run the study of the paper's claims on digits into docs/results; an hour on two cores, goes on where it stopped
+	$(BIN)/python -m pipelines.paper $(ARGS)
+
+paper-quick: setup ## a trial of the study into build/paper/results; under 5 minutes
+	$(BIN)/python -m pipelines.paper --quick $(ARGS)
 
 pack: EXAMPLE = make pack DATA=photos OUT=build/photos
 pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT

@@ -1,4 +1,4 @@
-"""Texts of strangers, as they may be shown."""
+"""Texts of strangers, as they may be shown, and sizes for people."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -9,3 +9,12 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in kB, MB, GB or TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

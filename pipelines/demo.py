@@ -92,12 +92,21 @@ def pack_digits(digits: Digits, name: str, *, demo: Demo) -> None:
 
 
 def precompute(
-    demo: Demo, teacher: Teacher, *, part: str, recipe: str, views: int, folder: str
+    demo: Demo,
+    teacher: Teacher,
+    *,
+    part: str,
+    recipe: str,
+    views: int,
+    folder: str,
+    encoding: str | None = None,
+    span_views: int | None = None,
 ) -> Cache:
     """Return the complete cache of a part under a recipe."""
     dataset, plan = load_dataset(demo.data(part)), demo.recipe(recipe)
-    info = describe_cache(dataset, plan, teacher=teacher)
-    cache = prepare_cache(demo.out / folder, info, dataset=dataset, num_views=views)
+    info = describe_cache(dataset, plan, teacher=teacher, encoding=encoding)
+    path = demo.out / folder
+    cache = prepare_cache(path, info, dataset=dataset, num_views=views, span_views=span_views)
     run_inline(Job(dataset_source(dataset, plan), teacher, cache, batch_size=256, skip_bad=False))
     return cache
 

@@ -50,22 +50,12 @@ def inspect(cache: CacheText, as_json: Json = False) -> None:
     """
     from kdcache.cache.store import open_cache
     from kdcache.cache.summary import summarise_cache
+    from kdcache.report.describe import describe_cache
 
     store = open_cache(parse_place(cache))
     value = summarise_cache(store)
     lines: dict[str, object] = {
-        "cache": value["id"],
-        "dataset": f"{value['dataset']['num_samples']} samples in {value['tars']} tars "
-        f"({value['dataset']['id'][:12]})",
-        "recipe": f"{', '.join(_flat(store.info.recipe.canonical()))} "
-        f"({value['recipe']['id'][:12]})",
-        "teacher": f"{value['teacher']['spec']}{_mean(store)}, "
-        f"{value['teacher'].get('precision', 'of unknown precision')} "
-        f"({value['teacher']['id'][:12]})",
-        "steady": _steadiness(store),
-        "classes": value["num_classes"],
-        "encoding": value["encoding"],
-        "views": f"{value['views']} in spans of {value['span_views']}",
+        **describe_cache(store),
         "coverage": f"{value['coverage']:.1%} ({value['spans_missing']} of {value['spans']} spans "
         "missing)",
         "size": human_bytes(value["size_bytes"]),
@@ -84,37 +74,6 @@ def inspect(cache: CacheText, as_json: Json = False) -> None:
             + ", ".join(f"{error:.2%} at T={t}" for t, error in fidelity["gradient_error"].items())
         )
     give(value, as_json=as_json, lines=lines)
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return a recipe's fields as texts such as "crop.law inception"."""
-    texts = []
-    for name, value in table.items():
-        if isinstance(value, dict):
-            texts += _flat(value, f"{prefix}{name}.")
-        else:
-            shown = " to ".join(f"{v:.4g}" for v in value) if isinstance(value, list) else value
-            texts.append(f"{prefix}{name} {shown}")
-    return texts
-
-
-def _mean(store: "Cache") -> str:
-    """Return how several teachers were averaged; nothing for one."""
-    teacher = store.info.teacher
-    if "members" not in teacher:
-        return ""
-    return f" (mean of {teacher['average']}, {', '.join(f'{s:g}' for s in teacher['shares'])})"
-
-
-def _steadiness(store: "Cache") -> str:
-    """Return what was measured of the teacher when the cache was made."""
-    found = store.info.teacher.get("steadiness")
-    if found is None:
-        return "not measured"
-    repeat, batch = found["repeat_nats"], found["batch_nats"]
-    if repeat == batch == 0:
-        return "deterministic"
-    return f"differs by {repeat:.2g} nats from call to call, {batch:.2g} with the batch"
 
 
 def _signed(place: Place, trusted: Path | None) -> "tuple[Place, str, list[Finding]]":

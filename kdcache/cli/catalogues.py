@@ -1,4 +1,4 @@
-"""kdcache find, kdcache show, kdcache ref, kdcache rebuild, kdcache gc."""
+"""kdcache find, kdcache ref, kdcache rebuild, kdcache gc."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,9 @@ import typer
 
 from kdcache.cli.caches import FINDINGS_SHOWN
 from kdcache.cli.data import Json
-from kdcache.cli.keys import Trusted
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.recipe import RECIPE_HELP
-from kdcache.cli.sharing import CatalogueText, Named, Who
+from kdcache.cli.sharing import CatalogueText, Who
 from kdcache.errors import CorruptError, UntrustedError, UsageError
 from kdcache.stores.location import parse_place, without_credentials
 from kdcache.texts import printable
@@ -141,15 +140,8 @@ def _id(text: str, option: str, other: str) -> str:
     return text
 
 
-def show(
-    catalogue: CatalogueText, cache: Named, trusted: Trusted = None, as_json: Json = False
-) -> None:
-    """Say what a published cache is, who made it, under which licences, and who signed it.
-
-    Example:
-
-      kdcache show s3://bucket/catalogue resnet50-funmatch
-    """
+def show_published(catalogue: str, cache: str, *, trusted: Path | None, as_json: bool) -> None:
+    """Say what a published cache is, who made it, under which licences, and who signed it."""
     from kdcache.sharing.catalogue import open_catalogue
     from kdcache.sharing.index import Summary, shown_refs
     from kdcache.sharing.keys import load_trusted

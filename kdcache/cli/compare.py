@@ -16,8 +16,10 @@ from rich.text import Text
 from kdcache.cli.data import Json
 from kdcache.cli.fidelity import check_picture
 from kdcache.cli.output import give, say, table
+from kdcache.cli.pages import check_page, write_page
 from kdcache.errors import UsageError
 from kdcache.report.runs import RunLog, differing, read_run, run_names
+from kdcache.texts import printable
 
 WIDTH = 100  # of the table where there is no terminal
 ID_LETTERS = 12
@@ -115,6 +117,7 @@ MEASURED = (
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not.")],
     out: Annotated[Path | None, typer.Option(help="PNG to draw their curves into.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page to write of all of this.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare training runs: what they reached, how fast, and in which settings they differ.
@@ -128,6 +131,8 @@ def compare(
       kdcache compare build/run build/run-2 --out curves.png
     """
     check_picture(out)
+    if page is not None:
+        check_page(page)
     names = run_names(runs)
     logs = [read_run(folder) for folder in runs]
     for log in logs:
@@ -145,6 +150,22 @@ def compare(
         from kdcache.report.curves import draw_curves
 
         write_whole(out, lambda path: draw_curves(logs, path))
+    if page is not None:
+        from kdcache.report.run_page import compared_sections
+
+        sections = compared_sections(logs, names, table=_page_table(seen))
+        write_page(page, f"{len(logs)} runs", sections)
+
+
+def _page_table(seen: Comparison) -> list[list[str]]:
+    """Return what the columns show of each run: its best value, then its last one."""
+    columns = [column for column in (*PLAIN, *MEASURED) if seen.has(column)]
+    rows = []
+    for name, log, one in zip(seen.names, seen.logs, seen.found, strict=True):
+        cells = [", ".join(map(c.show, one.get(c.metric, {}).values())) or "–" for c in columns]
+        rows.append([printable(name), f"{log.epochs_done}/{log.epochs}", *cells])
+    heads = [c.heading + (" (best, last)" if c in MEASURED else "") for c in columns]
+    return [["run", "epochs", *heads], *rows]
 
 
 def _taken(log: RunLog) -> Found:

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kdcache.texts import human_bytes as human_bytes
 from kdcache.texts import printable
 
 LOG_EVERY_S = 30.0
@@ -98,15 +99,6 @@ def table(lines: Mapping[str, object]) -> str:
     return "\n".join(
         f"{name:<{width}}  {printable(str(text), keep=_LINES)}" for name, text in lines.items()
     )
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes in kB, MB, GB or TB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def human_time(seconds: float) -> str:

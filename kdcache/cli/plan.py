@@ -45,8 +45,12 @@ def plan(
         int | None, typer.Option(min=1, help="Epochs of a student run, in place of --views.")
     ] = None,
     reuse: Annotated[
-        float, typer.Option(help="How often a student run uses each view: epochs over views.")
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="How often a student run uses each view: epochs over views. Default: as far as "
+            "that costs nothing on digits, with 3 times the root of the epochs as views."
+        ),
+    ] = None,
     gpus: Annotated[
         int, typer.Option(min=1, help="GPUs of the job; without one, machines like this.")
     ] = 1,
@@ -99,7 +103,7 @@ def plan(
     Examples:
 
       kdcache plan --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
-      --recipe funmatch --epochs 300 --reuse 3 --gpus 4
+      --recipe funmatch --epochs 300 --gpus 4
 
       kdcache plan --data build/photos --teacher torchvision:resnet50 --weights resnet50.pth
       --recipe funmatch --views 16 --gpu-price 3.5 --runs 10 --out plan.png
@@ -155,7 +159,7 @@ def plan(
 
 
 def _read_views(
-    views: int | None, epochs: int | None, *, reuse: float, span_views: int | None
+    views: int | None, epochs: int | None, *, reuse: float | None, span_views: int | None
 ) -> "Views":
     """Return the views that the options ask for.
 

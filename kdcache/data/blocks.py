@@ -3,12 +3,14 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.data.dataset import Dataset
-from kdcache.data.tars import key_at
+from kdcache.data.ranges import StoredTar
+from kdcache.data.tars import TarPath, key_at, keys_of
 from kdcache.errors import MismatchError
 from kdcache.pixels.render import RenderedBlock, render_drawn
 from kdcache.pixels.witness import LayerDigests
@@ -19,6 +21,7 @@ from kdcache.stores.ahead import Wanted
 
 GROUP_ROWS = 1024
 GROUPS_KEPT = 128
+TARS_KEPT = 8  # of whose keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,21 @@ class BlockSource:
 
     def where(self, tar: int, row: int) -> str:
         """Return the tar file and key of a row, for messages."""
+        path, offset = self._held(tar, row)
+        return f"{path}, key {key_at(path, offset)}"
+
+    def key(self, tar: int, row: int) -> str:
+        """Return the key of a row; tars of which keys were asked before are not read again."""
+        path, offset = self._held(tar, row)
+        if isinstance(path, StoredTar):
+            return key_at(path, offset)
+        return _keys(path).get(offset, f"offset {offset}")
+
+    def _held(self, tar: int, row: int) -> tuple[TarPath, int]:
+        """Return the tar that holds a row's image, and where."""
         place = int(self.places[self.starts[tar] + row])
         held = int(np.searchsorted(self.dataset.starts, place, side="right")) - 1
-        path = self.dataset.tar_path(held)
-        return f"{path}, key {key_at(path, int(self.dataset.offsets[place]))}"
+        return self.dataset.tar_path(held), int(self.dataset.offsets[place])
 
     def read(self, tar: int, rows: slice) -> list[bytes]:
         """Return the image files of rows, each checked against its digest.
@@ -128,6 +142,11 @@ class BlockSource:
         first = rows.start // group * group
         drawn = _draw_group(self, tar, (first, first + group), view, role)
         return drawn.rows(slice(rows.start - first, rows.stop - first))
+
+
+@lru_cache(maxsize=TARS_KEPT)
+def _keys(path: Path) -> dict[int, str]:
+    return keys_of(path)
 
 
 @lru_cache(maxsize=GROUPS_KEPT)

@@ -15,6 +15,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,14 +129,16 @@ def key_at(path: TarPath, offset: int) -> str:
     """Return the key of the image whose bytes begin at offset, or "offset N" if none is found."""
     if isinstance(path, StoredTar):
         return stored_key_at(path, offset)
-    try:
-        with _open(path) as file:
-            for key, parts in _grouped(path, file):
-                if any(member.offset_data == offset for member in parts.values()):
-                    return key
-    except DataError:
-        pass
-    return f"offset {offset}"
+    return keys_of(path).get(offset, f"offset {offset}")
+
+
+def keys_of(path: Path) -> dict[int, str]:
+    """Return the key of each member by where its bytes begin, as far as the tar can be read."""
+    found: dict[int, str] = {}
+    with suppress(DataError), _open(path) as file:
+        for key, parts in _grouped(path, file):
+            found.update((member.offset_data, key) for member in parts.values())
+    return found
 
 
 def read_images(

@@ -66,6 +66,10 @@ class Drawn:
             self.cuts_N4[rows],
         )
 
+    def shares(self, size: int) -> F64:
+        """Return the share of each row itself, as ViewParams.shares."""
+        return _shares(self, size)
+
 
 @dataclass(frozen=True, eq=False)
 class ViewParams:
@@ -84,8 +88,7 @@ class ViewParams:
 
     def shares(self, size: int) -> NDArray[np.float64]:
         """Return the share of each row itself in its view, (N,), 0 to 1. size: side of a view."""
-        kept_N = 1.0 - self.cuts_N4[:, 2] * self.cuts_N4[:, 3] / (size * size)
-        return kept_N * (self.weights_N / FULL_WEIGHT)
+        return _shares(self, size)
 
     def unmixed(self, rows_N: NDArray[np.bool_]) -> Self:
         """Return the parameters with some rows mixed with nothing."""
@@ -94,6 +97,11 @@ class ViewParams:
             weights_N=np.where(rows_N, np.uint16(FULL_WEIGHT), self.weights_N),
             cuts_N4=np.where(rows_N[:, None], 0, self.cuts_N4),
         )
+
+
+def _shares(drawn: Drawn | ViewParams, size: int) -> F64:
+    kept_N = 1.0 - drawn.cuts_N4[:, 2] * drawn.cuts_N4[:, 3] / (size * size)
+    return kept_N * (drawn.weights_N / FULL_WEIGHT)
 
 
 def block_slices(num_rows: int, block: int) -> list[slice]:

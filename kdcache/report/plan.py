@@ -48,31 +48,52 @@ class Views:
         return self.epochs / self.num_views
 
 
-def views_of_epochs(epochs: int, *, reuse: float, span_views: int | None = None) -> Views:
+def enough_views(epochs: int) -> int:
+    """Return the views that student runs of so many epochs need: 3 times the root of the epochs.
+
+    No more than one an epoch. Source: docs/how-to/choose-views.md.
+    """
+    return min(epochs, math.isqrt(9 * epochs - 1) + 1)
+
+
+def views_of_epochs(
+    epochs: int, *, reuse: float | None = None, span_views: int | None = None
+) -> Views:
     """Return the views that student runs use `reuse` times each: epochs / reuse, in whole spans.
+
+    reuse: None for enough_views.
 
     Raises:
         UsageError: epochs or span_views are below 1, or reuse is not a number above 0.
     """
-    _check_reuse(reuse)
     if epochs < 1:
         raise UsageError(f"{epochs} epochs: expected 1 or more")
-    least = math.ceil(epochs / reuse * (1 - 1e-12))  # not one more for a rounding error
+    if reuse is None:
+        least = enough_views(epochs)
+    else:
+        _check_reuse(reuse)
+        least = math.ceil(epochs / reuse * (1 - 1e-12))  # not one more for a rounding error
     span = min(MAX_SPAN_VIEWS, least) if span_views is None else span_views
     views = -(-least // max(span, 1)) * span
     check_views(views, span)
     return Views(views, span, epochs)
 
 
-def epochs_of_views(num_views: int, *, reuse: float, span_views: int | None = None) -> Views:
+def epochs_of_views(
+    num_views: int, *, reuse: float | None = None, span_views: int | None = None
+) -> Views:
     """Return so many views, with the epochs that use each `reuse` times, rounded up.
+
+    reuse: None for the most epochs of which they are enough_views.
 
     Raises:
         UsageError: the views do not fill whole spans, or reuse is not a number above 0.
     """
-    _check_reuse(reuse)
     span = default_span_views(num_views) if span_views is None else span_views
     check_views(num_views, span)
+    if reuse is None:
+        return Views(num_views, span, max(num_views, num_views**2 // 9))
+    _check_reuse(reuse)
     return Views(num_views, span, math.ceil(num_views * reuse * (1 - 1e-12)))
 
 

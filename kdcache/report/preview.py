@@ -47,7 +47,7 @@ def draw_preview(
         enlarged = [p.resize((factor * size, factor * size), NEAREST) for p in shown]
         pictures.append([_whole_image(source, tar, row, boxes, side=cell), *enlarged])
         captions = [
-            [f"view {view}", *_wrapped(_done(params, inside), font, width=cell),
+            [f"view {view}", *_wrapped(view_steps(params, inside), font, width=cell),
              *_wrapped(_mixed(params, inside, start=block.start, size=size), font, width=cell)]
             for view, params in zip(views, rendered.params, strict=True)
         ]  # fmt: skip
@@ -112,7 +112,7 @@ def _whole_image(
     return image
 
 
-def _done(params: ViewParams, row: int) -> str:
+def view_steps(params: ViewParams, row: int) -> str:
     """Return the flips and steps of a view."""
     flips = zip(("flip", "upside down"), params.flips_N2[row], strict=True)
     ops = [Op(code) for code in params.steps_NK6[row, :, 0].tolist() if code]

@@ -152,17 +152,18 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     Settings in settings have names with dots. One that is absent counts as None.
     """
-    flat = [_flat(one) for one in settings]
-    names = sorted({name for one in flat for name in one})
-    values = {name: [one.get(name) for one in flat] for name in names}
+    tables = [flat(one) for one in settings]
+    names = sorted({name for one in tables for name in one})
+    values = {name: [one.get(name) for one in tables] for name in names}
     return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
 
 
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return settings without tables in them: their names have dots, and before, in front."""
+    found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
+            found |= flat(value, f"{before}{name}.")
         else:
-            flat[before + name] = value
-    return flat
+            found[before + name] = value
+    return found

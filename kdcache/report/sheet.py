@@ -57,13 +57,16 @@ def contact_sheet(
     return [cards[row] for row in rows if cards[row]]
 
 
-def _top(cache: Cache, tile: Tile, row: int) -> tuple[tuple[str, float], ...]:
-    """Return the likeliest classes of a row, and their probabilities."""
-    num_classes, names = cache.info.num_classes, cache.info.classes
+def likeliest(cache: Cache, tile: Tile, row: int, *, count: int) -> list[tuple[int, float]]:
+    """Return the likeliest classes of a row and their probabilities, largest first."""
+    num_classes = cache.info.num_classes
     fields = {name: field[row : row + 1] for name, field in tile.fields.items()}
     target = cache.info.encoding.decode(fields, num_classes=num_classes, temperature=1.0)
-    best = target.dense(num_classes)[0].exp().topk(min(TOP, num_classes))
-    return tuple(
-        (names[c] if names else str(c), float(p))
-        for p, c in zip(best.values, best.indices.tolist(), strict=True)
-    )
+    best = target.dense(num_classes)[0].exp().topk(min(count, num_classes))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _top(cache: Cache, tile: Tile, row: int) -> tuple[tuple[str, float], ...]:
+    names = cache.info.classes
+    found = likeliest(cache, tile, row, count=TOP)
+    return tuple((names[c] if names else str(c), share) for c, share in found)

@@ -126,6 +126,7 @@ def _go_on(run: Run, state: RunState, *, resume: bool) -> None:
         place = world.device
         name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
         session = {"step": state.counts.step, "processes": world.size, "device": name, **free}
+        session["views"] = run.stream.num_views
         note_session(run.folder, session)
 
 

@@ -16,9 +16,9 @@ from kdcache.cli.shell import SETTINGS
 from tests.cli.conftest import Run
 
 COMMANDS = ["doctor", "init", "pack", "index", "plan", "fidelity", "precompute"]
-COMMANDS += ["status", "inspect", "verify", "extend", "merge", "slice", "repair"]
+COMMANDS += ["status", "inspect", "show", "verify", "extend", "merge", "slice", "repair"]
 COMMANDS += ["train", "eval", "compare", "export"]
-COMMANDS += ["publish", "find", "show", "fetch", "sign", "ref", "rebuild", "gc"]
+COMMANDS += ["publish", "find", "fetch", "sign", "ref", "rebuild", "gc"]
 GROUPS = ["recipe", "teacher", "keys", "hub"]
 HEAVY = ["torch", "torchvision", "numpy", "zarr", "PIL", "matplotlib", "webdataset"]
 
@@ -94,7 +94,7 @@ def test_a_setting_of_the_environment_stands_for_the_option_of_every_command() -
         if option in SETTINGS
     }
     assert set(SETTINGS) == {option for _, option in found}
-    optional = {("doctor",), ("fidelity",), ("repair",), ("verify",)}
+    optional = {("doctor",), ("fidelity",), ("repair",), ("show",), ("verify",)}
     for (path, option), variable in found.items():
         expected = None if option == "--data" and path in optional else SETTINGS[option]
         assert variable == expected, (path, option)

@@ -49,6 +49,18 @@ def test_inspect_says_the_same_of_a_published_cache(
     assert kdcache("inspect", lent.cache, "--json").value["path"] == lent.cache
 
 
+def test_show_draws_a_published_cache_as_it_does_one_on_this_disk(
+    kdcache: Run, lent: Lent, complete: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    pages = []
+    for name, cache, data in (("a", lent.cache, lent.data), ("b", complete, dataset.root)):
+        out = tmp_path / f"{name}.html"
+        outcome = kdcache("show", cache, "--data", data, "--images", 2, "--out", out)
+        assert (outcome.code, outcome.stderr) == (0, "")
+        pages.append(out.read_text().replace(str(cache), "PLACE"))
+    assert pages[0] == pages[1]
+
+
 def test_verify_reads_a_published_cache_whole_and_says_so(kdcache: Run, lent: Lent) -> None:
     outcome = kdcache("verify", lent.cache, "--data", lent.data, "--replay", 1)
     assert outcome.code == 0, outcome.stderr

@@ -45,8 +45,8 @@ class Browser:
         self._to.flush()
         return self._until(lambda answer: answer.get("id") == self._count)["result"]  # type: ignore[no-any-return]
 
-    def open(self, path: Path, *, width: int, scheme: Scheme) -> None:
-        """Show a page in a window of this width, as a phone or a desktop does."""
+    def open(self, page: Path | str, *, width: int, scheme: Scheme) -> None:
+        """Show a file or an address in a window of this width, as a phone or a desktop does."""
         self.complaints.clear()
         self(
             "Emulation.setDeviceMetricsOverride",
@@ -54,7 +54,12 @@ class Browser:
         )  # fmt: skip
         preferred = {"name": "prefers-color-scheme", "value": scheme}
         self("Emulation.setEmulatedMedia", features=[preferred])
-        self("Page.navigate", url=path.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self("Page.navigate", url=url)
+        self.wait_for_page()
+
+    def wait_for_page(self) -> None:
+        """Wait until the next page is loaded."""
         self._until(lambda event: event.get("method") == "Page.loadEventFired")
 
     def value(self, script: str) -> Any:

@@ -37,17 +37,17 @@ FACTS = """(() => {
 })()"""
 
 
-def faults(browser: Browser, path: Path) -> list[str]:
+def faults(browser: Browser, page: Path | str) -> list[str]:
     """Return all that is wrong with a page, on a phone and a desktop, light and dark."""
     return [
         f"{width} {scheme}: {fault}"
         for width, scheme in itertools.product(WIDTHS, SCHEMES)
-        for fault in _faults(browser, path, width=width, scheme=scheme)
+        for fault in _faults(browser, page, width=width, scheme=scheme)
     ]
 
 
-def _faults(browser: Browser, path: Path, *, width: int, scheme: Scheme) -> Iterator[str]:
-    browser.open(path, width=width, scheme=scheme)
+def _faults(browser: Browser, page: Path | str, *, width: int, scheme: Scheme) -> Iterator[str]:
+    browser.open(page, width=width, scheme=scheme)
     facts = browser.value(FACTS)
     yield from browser.complaints
     if facts["width"] > width:

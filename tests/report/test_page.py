@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import itertools
 import re
 from html.parser import HTMLParser
@@ -124,18 +126,31 @@ def test_a_page_runs_nothing_and_fetches_nothing() -> None:
         assert "@import" not in style
 
 
-def test_a_page_forbids_what_it_does_not_need() -> None:
+@pytest.mark.parametrize("script", ["", "let one = 1;"])
+def test_a_page_forbids_what_it_does_not_need(script: str) -> None:
+    page = Page(
+        render_page("t", [Section("s", figures=[Picture("loss", SVG, "words")])], script=script)
+    )
     (policy,) = (
         str(meta["content"])
-        for meta in Page(_page()).all("meta")
+        for meta in page.all("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     )
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    (style,) = page.text["style"]
     assert rules == {
         "default-src": "'none'",
-        "style-src": "'unsafe-inline'",
+        "style-src": _digest(style),
+        "script-src": _digest(script) if script else "'none'",
         "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
     }
+    assert not any("style" in attributes for _, attributes in page.elements)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def test_every_picture_has_words() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from kdcache.report.plan import (
     Views,
     Wishes,
     busy_workers,
+    enough_views,
     epochs_of_views,
     make_plan,
     money,
@@ -182,6 +184,22 @@ def test_views_are_epochs_over_reuse_in_whole_spans(
     assert (views.num_views, views.span_views) == wanted
     assert views.epochs == epochs
     assert views.reuse <= reuse * (1 + 1e-9)
+
+
+@given(epochs=st.integers(1, 10**9))
+def test_enough_views_are_three_times_the_root_of_the_epochs(epochs: int) -> None:
+    views = enough_views(epochs)
+    assert views == min(epochs, math.ceil(Decimal(9 * epochs).sqrt()))
+    assert epochs_of_views(views, span_views=1).epochs >= epochs
+    if epochs > 9:
+        assert enough_views(epochs_of_views(views, span_views=1).epochs) == views
+
+
+def test_without_a_reuse_views_are_enough_of_them_in_whole_spans() -> None:
+    assert views_of_epochs(300) == Views(56, 8, 300)
+    assert views_of_epochs(7) == Views(7, 7, 7)
+    assert epochs_of_views(56) == Views(56, 8, 348)
+    assert epochs_of_views(4) == Views(4, 4, 4)
 
 
 def test_epochs_are_views_times_reuse() -> None:

@@ -1,0 +1,177 @@
+"""The work of one seed: its views, and its units, each kept in a file of its own.
+
+A run that was killed goes on after the last file; a file of other settings is made anew.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdcache.data.document import load_dataset
+from kdcache.files import write_whole
+from kdcache.targets.target import SparseTarget
+from pipelines.study.bank import Bank, Lesson, score_bank, train_bank
+from pipelines.study.cases import Case, Unit
+from pipelines.study.data import Part, Source, Table, teacher_accuracy
+from pipelines.study.design import Design, student
+from pipelines.study.faults import wrong_pixels
+from pipelines.study.lessons import RECIPES, make_lesson
+
+Row = dict[str, Any]
+
+
+class Views:
+    """A seed's tables, made when they are first asked for."""
+
+    def __init__(self, source: Source, *, encoding: str | None = None) -> None:
+        self.source, self._encoding = source, encoding
+        self._tables: dict[str, Table] = {}
+
+    def views(self, recipe: str) -> Table:
+        """Return the student's views under a recipe."""
+        if recipe not in self._tables:
+            self._tables[recipe] = self.source.table(recipe, encoding=self._encoding)
+        return self._tables[recipe]
+
+    @cached_property
+    def _centre(self) -> Table:
+        return self.source.centre("student")
+
+    def centre(self) -> Table:
+        """Return the student's whole images."""
+        return self._centre
+
+    @cached_property
+    def measured(self) -> Table:
+        """Return the digits that students are measured on, whole."""
+        return self.source.centre("measured")
+
+
+class Seed:
+    """All that a seed's students learn from. part: what they are measured on."""
+
+    def __init__(self, design: Design, folder: Path, seed: int, *, part: Part) -> None:
+        self._design, self._folder, self._seed, self._part = design, folder, seed, part
+        self._opened: dict[Any, Views] = {}
+
+    def views(self, *, kept: int | None = None, small: bool = False) -> Views:
+        """Return what students see. kept: classes of each target; small: of the small teacher."""
+        if (small, kept) not in self._opened:
+            self._opened[small, kept] = self._open(small, kept)
+        return self._opened[small, kept]
+
+    def _open(self, small: bool, kept: int | None) -> Views:
+        design, middle = self._design, self._design.middle
+        most = design.tuning_epochs if self._part == "validation" else design.budgets[-1]
+        if small or kept is not None:
+            most = middle
+        source = Source(
+            folder=self._folder / f"seed-{self._seed}" / ("small" if small else "large"),
+            seed=self._seed,
+            views={"consistent": most, "funmatch": most, "mild": min(most, design.mild_views)},
+            pupils="student" if small else "teacher",
+            teacher_epochs=design.small_teacher_epochs if small else design.teacher_epochs,
+            measured=self._part,
+        )
+        return Views(source, encoding=None if kept is None else f"packed:{kept}")
+
+    def _views(self, unit: Unit, kept: int | None = None) -> Views:
+        return self.views(kept=kept, small=unit.section == "small_teacher")
+
+    def rows(self, unit: Unit) -> list[Row]:
+        """Return a row of each student of a unit, trained and measured."""
+        lessons = [self._lesson(unit, case) for case in unit.cases]
+        torch.manual_seed(unit.seed)  # all students of a seed start equal
+        bank = Bank([student()] * len(lessons))
+        train_bank(
+            bank,
+            lessons,
+            settings=[case.setting for case in unit.cases],
+            epochs=unit.epochs,
+            batch_size=self._design.batch_size,
+            seed=unit.seed,
+        )
+        measured = self._views(unit).measured
+        target = measured.target(1.0)
+        scores = score_bank(
+            bank,
+            measured.pixels_VRHW[0],
+            target=SparseTarget(None, target.log_probs_NK[0], target.log_tail_N[0]),
+            labels_N=measured.labels_R,
+        )
+        named = [self._columns(unit, case) for case in unit.cases]
+        return [columns | score for columns, score in zip(named, scores, strict=True)]
+
+    def _lesson(self, unit: Unit, case: Case) -> Lesson:
+        views = self._views(unit, case.kept)
+        used = min(unit.epochs, case.views or unit.epochs)
+        temperature = case.setting.temperature
+        lesson = make_lesson(case.arm, views, temperature=temperature, num_views=used)
+        if case.fault == "none":
+            return lesson
+        demo = views.source.demo
+        recipe, dataset = demo.recipe(RECIPES[case.arm]), load_dataset(demo.data("student"))
+        pixels = wrong_pixels(dataset, recipe, fault=case.fault, num_views=used)
+        return replace(lesson, pixels_VRHW=pixels)
+
+    def _columns(self, unit: Unit, case: Case) -> Row:
+        """Return what names a student in its section of the result."""
+        common: Row = {"epochs": unit.epochs, "seed": unit.seed}
+        if unit.section == "tuning":
+            return {"arm": case.arm, **common, "setting": asdict(case.setting)}
+        if unit.section == "views":
+            return {"views": case.views, "mixed": case.arm == "function matching", **common}
+        if unit.section == "wrong_replay":
+            return {"fault": case.fault, "recipe": RECIPES[case.arm], **common}
+        if unit.section == "encodings":
+            table = self._views(unit, case.kept).views("funmatch")
+            return {
+                "k": case.kept,
+                "stored_temperature": None,
+                "temperature": case.setting.temperature,
+                **common,
+                "bytes_per_view": table.bytes_per_view,
+            }
+        return {"arm": case.arm, **common}
+
+    def teacher(self) -> Row:
+        """Return the seed's teacher's score."""
+        return {"seed": self._seed, "accuracy": teacher_accuracy(self.views().measured)}
+
+
+def unit_path(folder: Path, unit: Unit) -> Path:
+    """Return the file that a unit's rows are kept in."""
+    return folder / "units" / f"{unit.name}.json"
+
+
+def keep_rows(path: Path, settings: Any, make: Callable[[], list[Row]]) -> list[Row]:
+    """Return the rows in a file; made, and written whole, where none of these settings is there."""
+    plain = json.loads(json.dumps(settings))
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["settings"] == plain:
+            rows: list[Row] = kept["rows"]
+            return rows
+    rows = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": plain, "rows": rows}, indent=1)
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return rows
+
+
+def run_seed(
+    design: Design, folder: Path, *, seed: int, units: Sequence[Unit], part: Part
+) -> tuple[Row, list[list[Row]]]:
+    """Return the teacher's row, and the rows of each of a seed's units; all are kept in files."""
+    torch.set_num_threads(1)  # networks this small lose by more, and other seeds have the cores
+    work = Seed(design, folder, seed, part=part)
+    teacher = folder / "units" / f"seed-{seed}-teacher.json"
+    (row,) = keep_rows(teacher, None, lambda: [work.teacher()])
+    return row, [
+        keep_rows(unit_path(folder, unit), asdict(unit), partial(work.rows, unit)) for unit in units
+    ]

@@ -1,0 +1,272 @@
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdcache.errors import UsageError
+from kdcache.files import alone
+from kdcache.identity import digest
+from pipelines import paper
+from pipelines.study import data, work
+from pipelines.study.bank import Setting
+from pipelines.study.cases import grid, seed_units, tuning_units
+from pipelines.study.design import ARMS, FULL, QUICK, Design
+from tests.tiny import FORK
+
+TINY = Design(
+    budgets=(2, 3, 4),
+    seeds=(0, 1),
+    side_seeds=(0, 1),
+    tuning_seeds=(100,),
+    tuning_epochs=2,
+    learning_rates=(3e-3, 1e-2),
+    temperatures=(1.0, 2.0),
+    weight_decays=(1e-4,),
+    view_counts=(1, 2, 8),
+    kept=(1, None),
+    mild_views=2,
+    teacher_epochs=1,
+    small_teacher_epochs=1,
+)
+SCORES = {"kl", "agreement", "accuracy"}
+
+Result = dict[str, Any]
+
+
+def _run(out: Path) -> Result:
+    threads = torch.get_num_threads()
+    study = paper.run_study(TINY, out, workers=0)
+    torch.set_num_threads(threads)
+    return paper.write_result(study, out / "results", quick=True)
+
+
+def _run_apart(out: Path) -> int | None:
+    """Return the exit code of a study in a process of its own."""
+    process = FORK.Process(target=_run, args=(out,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _killed_at(call: int, module: Any, name: str, out: Path) -> bool:
+    """Return whether a study was killed in its n-th call of a function."""
+    original: Callable[..., Any] = getattr(module, name)
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, counted)
+        return _run_apart(out) == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a study that ran undisturbed, and of one that was killed three times.
+
+    Both have the same tars and teachers, which take longest.
+    """
+    whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
+    assert _run_apart(whole) == 0
+    ignored = shutil.ignore_patterns("units", "cache-*", "results", "seconds.json")
+    shutil.copytree(whole, killed, ignore=ignored, dirs_exist_ok=True)
+    assert _killed_at(3, data, "precompute", killed)
+    assert _killed_at(2, work, "train_bank", killed)
+    assert _killed_at(6, work, "train_bank", killed)
+    assert _run_apart(killed) == 0
+    return whole, killed
+
+
+def _result(out: Path) -> Result:
+    value: Result = json.loads((out / "results" / "digits.json").read_text())
+    return value
+
+
+def test_a_study_that_was_killed_goes_on_and_ends_with_the_same_numbers(
+    folders: tuple[Path, Path],
+) -> None:
+    whole, killed = map(_result, folders)
+    for result in (whole, killed):
+        assert result.pop("seconds") > 0
+        result.pop("date")
+    assert killed == whole
+
+
+def test_a_study_that_is_done_is_not_trained_again(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(work, "train_bank")
+    before = _result(folders[0])
+    again = paper.run_study(TINY, folders[0], workers=0)
+    assert again["runs"] == before["runs"]
+    assert again["seconds"] >= before["seconds"]
+
+
+def test_rows_of_other_settings_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "units" / "a.json"
+    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
+    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
+    assert work.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.7}]) == [{"kl": 0.7}]
+    assert work.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.9}]) == [{"kl": 0.7}]
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / digest(asdict(TINY))[:12]
+    folder.mkdir()
+
+    def run() -> None:
+        with pytest.raises(UsageError, match="another process runs this study"):
+            paper.run_study(TINY, tmp_path, workers=0)
+
+    with alone(folder, "held by this test"):
+        process = FORK.Process(target=run)
+        process.start()
+        process.join()
+    assert process.exitcode == 0
+
+
+# --- the result ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(folders: tuple[Path, Path]) -> Result:
+    """The result of the undisturbed study."""
+    return _result(folders[0])
+
+
+def test_the_result_says_how_where_and_what(result: Result) -> None:
+    assert result["command"] == "make paper-quick"
+    assert result["quick"] is True
+    assert {"python", "torch", "numpy", "scipy", "kdcache"} <= set(result["versions"])
+    assert result["machine"]["cores"] > 0
+    assert result["design"]["budgets"] == [2, 3, 4]
+    assert result["design"]["student_parameters"] == 14_458
+    assert result["design"]["teacher_parameters"] == 390_890
+    assert list(result["design"]["arms"]) == list(ARMS)
+    assert [t["seed"] for t in result["teachers"]] == [0, 1]
+    assert all(0 < t["accuracy"] < 1 for t in result["teachers"])
+
+
+def test_every_arm_runs_at_every_budget_and_seed_and_no_two_learn_alike(result: Result) -> None:
+    rows = result["runs"]
+    assert {(r["arm"], r["epochs"], r["seed"]) for r in rows} == {
+        (arm, epochs, seed) for arm in ARMS for epochs in TINY.budgets for seed in TINY.seeds
+    }
+    assert len(rows) == len({(r["kl"], r["epochs"], r["seed"]) for r in rows})
+    assert all(r.keys() == {"arm", "epochs", "seed"} | SCORES for r in rows)
+
+
+def test_each_arm_has_a_setting_of_its_grid(result: Result) -> None:
+    assert list(result["tuned"]) == list(ARMS)
+    for arm, chosen in result["tuned"].items():
+        assert chosen.pop("kl") > 0
+        assert Setting(**chosen) in grid(TINY, arm)
+        assert (chosen["temperature"] is None) == arm.startswith("labels")
+
+
+def test_the_curve_over_stored_views_ends_in_the_live_teacher(result: Result) -> None:
+    rows = result["views"]
+    found = {(r["views"], r["mixed"], r["epochs"]) for r in rows}
+    assert found == {
+        (count, mixed, epochs)
+        for mixed in (True, False)
+        for epochs in TINY.budgets
+        for count in (1, 2, None)
+        if count is None or count < epochs
+    }
+    live = {(r["epochs"], r["seed"]): r["kl"] for r in rows if r["views"] is None and r["mixed"]}
+    runs = {
+        (r["epochs"], r["seed"]): r["kl"] for r in result["runs"] if r["arm"] == "function matching"
+    }
+    assert live == runs
+
+
+def test_encodings_wrong_replays_and_the_small_teacher_are_measured_at_the_middle_budget(
+    result: Result,
+) -> None:
+    encodings, wrong, small = (
+        result[name] for name in ("encodings", "wrong_replay", "small_teacher")
+    )
+    assert {(r["k"], r["temperature"]) for r in encodings} == {
+        (k, t) for k in (1, None) for t in (1.0, 2.0)
+    }
+    assert {(r["fault"], r["recipe"]) for r in wrong} == {
+        ("none", "funmatch"),
+        ("seed shifted by one", "funmatch"),
+        ("crop moved by one pixel", "funmatch"),
+        ("partner swapped", "funmatch"),
+        ("none", "consistent"),
+        ("seed shifted by one", "consistent"),
+        ("crop moved by one pixel", "consistent"),
+    }
+    assert {r["arm"] for r in small} == set(ARMS)
+    for rows in (encodings, wrong, small):
+        assert {r["seed"] for r in rows} == {0, 1}
+        assert {r["epochs"] for r in rows} == {3}
+        assert all(r.keys() >= SCORES for r in rows)
+        assert len({r["kl"] for r in rows}) == len(rows)
+    sizes = {r["k"]: r["bytes_per_view"] for r in encodings}
+    assert 0 < sizes[1] < sizes[None]
+
+
+def test_the_registered_tests_stand_first_and_are_corrected_together(result: Result) -> None:
+    registered = [t for t in result["tests"] if t["registered"]]
+    assert result["tests"][: len(registered)] == registered
+    assert [t["name"] for t in registered[:4]] == [
+        "consistent < fixed",
+        "consistent < independent",
+        "function matching < consistent",
+        "function matching < labels",
+    ]
+    assert {t["epochs"] for t in registered[:4]} == {4}
+    reversal = registered[4:]
+    assert {t["name"] for t in reversal} == {"function matching worst at 2 epochs"}
+    assert {t["better"] for t in reversal} == set(ARMS) - {"function matching"}
+    assert {(t["worse"], t["epochs"]) for t in reversal} == {("function matching", 2)}
+    assert min(t["p_holm"] / t["p"] for t in registered if t["p_holm"] < 1) >= 1
+    assert all(t["p_holm"] is None for t in result["tests"][len(registered) :])
+    kl = {(r["arm"], r["seed"]): r["kl"] for r in result["runs"] if r["epochs"] == 4}
+    first = [kl["consistent", seed] - kl["fixed", seed] for seed in (0, 1)]
+    assert registered[0]["difference"] == pytest.approx(sum(first) / 2)
+
+
+# --- the designs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("design", [FULL, QUICK])
+def test_tuning_has_seeds_of_its_own_and_side_studies_have_none(design: Design) -> None:
+    assert not set(design.tuning_seeds) & set(design.seeds)
+    assert set(design.side_seeds) <= set(design.seeds)
+
+
+def test_the_full_design_is_the_registered_one() -> None:
+    assert FULL.budgets == (100, 600, 3000)
+    assert FULL.seeds == tuple(range(10))
+    assert FULL.view_counts == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    assert FULL.kept == (1, 2, 3, 5, None)
+    assert FULL.margin_nats == 0.03
+
+
+def test_no_two_units_share_a_file() -> None:
+    tuned = {arm: grid(FULL, arm)[0] for arm in ARMS}
+    units = [u for seed in FULL.tuning_seeds for u in tuning_units(FULL, seed)]
+    units += [u for seed in FULL.seeds for u in seed_units(FULL, seed, tuned=tuned)]
+    assert len({unit.name for unit in units}) == len(units)
+    assert all(1 <= len(unit.cases) <= 10 for unit in units)
+
+
+def test_another_design_has_another_folder(tmp_path: Path) -> None:
+    other = replace(TINY, teacher_epochs=2)
+    assert digest(asdict(other)) != digest(asdict(TINY))

@@ -1,0 +1,82 @@
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.study.cases import grid
+from pipelines.study.design import ARMS, FULL
+from pipelines.study.results import choose, equivalence, make_tests
+
+LIVE = [0.10, 0.11, 0.09, 0.10, 0.12]
+
+
+def _tuning_rows(kl: dict[int, list[float]]) -> list[dict[str, Any]]:
+    """Return rows of two seeds: 1.0 but for the settings, counted along each grid, in kl."""
+    return [
+        {"arm": arm, "setting": asdict(setting), "kl": kl.get(number, [1.0, 1.0])[seed]}
+        for arm in ARMS
+        for number, setting in enumerate(grid(FULL, arm))
+        for seed in range(2)
+    ]
+
+
+def test_the_setting_of_the_lowest_mean_over_the_tuning_seeds_is_chosen() -> None:
+    chosen = choose(FULL, _tuning_rows({2: [0.1, 0.9], 5: [0.4, 0.4]}))
+    assert list(chosen) == list(ARMS)
+    for arm, (setting, kl) in chosen.items():
+        assert setting == grid(FULL, arm)[5]
+        assert kl == pytest.approx(0.4)
+
+
+def test_a_setting_whose_training_diverged_is_not_chosen() -> None:
+    chosen = choose(FULL, _tuning_rows({0: [math.nan, 0.1], 3: [0.9, 0.9]}))
+    assert {kl for _, kl in chosen.values()} == {0.9}
+
+
+def _views(above: dict[int, float]) -> list[dict[str, Any]]:
+    """Return a V-curve that lies so far above the live runs."""
+    gaps: dict[int | None, float] = {None: 0.0, **above}
+    return [
+        {"views": v, "mixed": True, "epochs": 600, "seed": s, "kl": kl + gap + spread[s]}
+        for v, gap in gaps.items()
+        for spread in [np.random.default_rng(v or 0).normal(0, 0.002, len(LIVE)).tolist()]
+        for s, kl in enumerate(LIVE)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("above", "smallest"),
+    [
+        ({4: 0.2, 8: 0.01, 16: 0.0}, 8),
+        ({4: 0.01, 8: 0.2, 16: 0.0}, 16),  # 4 is within the margin, but 8 is not
+        ({4: 0.2, 8: 0.2, 16: 0.2}, None),
+        ({4: 0.0, 8: 0.0, 16: 0.0}, 4),
+        ({16: -0.2}, None),  # better by more than the margin is not the same, either
+    ],
+)
+def test_the_smallest_number_of_views_is_equivalent_with_all_larger_ones(
+    above: dict[int, float], smallest: int | None
+) -> None:
+    found = equivalence(FULL, _views(above), mixed=True, epochs=600)
+    assert found["smallest_views"] == smallest
+    assert found["reuse"] == (None if smallest is None else 600 / smallest)
+    assert [row["views"] for row in found["rows"]] == list(above)
+
+
+def test_only_registered_tests_are_corrected() -> None:
+    level = {arm: 1 - 0.1 * n for n, arm in enumerate(ARMS)}
+    random = np.random.default_rng(0)
+    runs = [
+        {"arm": arm, "epochs": e, "seed": s, "kl": level[arm] + random.normal(0, 0.01)}
+        for arm in ARMS
+        for e in FULL.budgets
+        for s in FULL.seeds
+    ]
+    rows = make_tests(FULL, runs)
+    registered = [row for row in rows if row["registered"]]
+    assert len(registered) == 12
+    assert all(row["separates"] and row["p"] < row["p_holm"] < 0.05 for row in registered[:4])
+    assert not any(row["separates"] for row in registered[4:])  # here it is best early, too
+    assert {row["p_holm"] for row in rows if not row["registered"]} == {None}
