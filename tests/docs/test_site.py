@@ -18,6 +18,8 @@ from pipelines.site import pictures
 from pipelines.site.api import PUBLIC
 from tests.docs.blocks import ROOT
 
+pytestmark = pytest.mark.slow
+
 LOADING = {"img": "src", "script": "src", "link": "href", "source": "srcset", "iframe": "src"}
 LOADING |= {"object": "data", "video": "src", "form": "action", "use": "href", "base": "href"}
 
