@@ -78,8 +78,9 @@ def doctor(
         images = None if data is None else parse_place(data)
         steps["cache"] = lambda: caches.check_cache(parse_place(cache), images)
     found = {name: attempt(step) for name, step in steps.items()}
-    error = found["replay"].error or (found["cache"].error if cache is not None else None)
-    verdict = replay.HOLDS if error is None else str(error)
+    failed = next((s for n, s in found.items() if n in ("replay", "cache") and s.error), None)
+    error = None if failed is None else failed.error
+    verdict = replay.HOLDS if failed is None else failed.text
     give(
         {
             "verdict": verdict,

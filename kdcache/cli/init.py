@@ -1,6 +1,7 @@
 """kdcache init."""
 
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +53,9 @@ def init(
         f"What decides the pixels of views, from {printable(recipe)}; see kdcache recipe preview."
     )
     fragment = (resources.files("kdcache.cli") / MAKE_FILE).read_text("utf-8")
-    shown = IMAGES if images is None else _for_make(os.path.relpath(images, folder))
+    shown = (
+        IMAGES if images is None else _for_make(os.path.relpath(images.resolve(), folder.resolve()))
+    )
     texts = {
         RECIPE_FILE: annotated(load_recipe(recipe), title=title),
         MAKE_FILE: fragment.replace("@IMAGES@", shown),
@@ -80,8 +83,11 @@ def _for_make(path: str) -> str:
     """Return a path as a variable of make holds it.
 
     Raises:
-        UsageError: it holds a space, which make takes for two paths.
+        UsageError: it holds what means something else to make or the shell, as a space does.
     """
-    if any(character.isspace() for character in path):
-        raise UsageError(f"--images {path}: make takes no spaces in paths; link to it by another")
-    return path.replace("$", "$$").replace("#", "\\#")
+    if re.fullmatch(r"[\w./+@%,:=-]+", path) is None:
+        raise UsageError(
+            f"--images {path}: make takes paths of letters, digits and ./+@%,:=_- alone; link to "
+            "it by another"
+        )
+    return path

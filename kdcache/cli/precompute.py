@@ -1,5 +1,6 @@
 """kdcache precompute."""
 
+import os
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -36,6 +37,7 @@ from kdcache.cli.reuse import (
 )
 from kdcache.cli.running import read_batch_size, read_slice, run_visibly
 from kdcache.cli.sharing import published_lines, published_value
+from kdcache.cli.shell import SETTINGS
 from kdcache.cli.teachers import (
     Average,
     AverageOption,
@@ -335,5 +337,6 @@ def check_engine(
         raise UsageError("--processes: add --engine processes, or --engine ray")
     if engine is Engine.ray and find_spec("ray") is None:
         raise UsageError("--engine ray: Ray is not installed; make ray, or pip install ray")
-    if device != "auto" and engine is Engine.ray:
+    of_all = os.environ.get(SETTINGS["--device"])  # which says nothing of Ray's machines
+    if device not in ("auto", of_all) and engine is Engine.ray:
         raise UsageError("--device: Ray gives each actor its GPU; leave this out")

@@ -11,8 +11,7 @@ SETTINGS = {
     "--catalogue": "KDCACHE_CATALOGUE",
     "--device": "KDCACHE_DEVICE",
     "--workers": "KDCACHE_WORKERS",
-    "--who": "KDCACHE_WHO",
-}
+}  # KDCACHE_WHO is read where somebody publishes: beside a job that does not, --who is refused
 ARGUMENT = "CATALOGUE"  # the same variable where it is an argument, and the last one
 LABEL, NAME = 9, 12  # columns
 _OPTIONS = """

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.processes import end_with
 from kdcache.stores.disk import EvictedError
+from kdcache.stores.store import abandon
 
 PREFETCH = 4
 GRACE_S = 10.0
@@ -156,6 +157,9 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
             try:
                 with naming_dead_workers():
                     item = coming.result()
+            except KeyboardInterrupt:
+                abandon()  # the thread may wait for a store
+                raise
             finally:
                 del coming  # which holds an error, whose frames hold this
 

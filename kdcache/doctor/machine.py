@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ ROOT = Path("/")
 # x86 extensions that torch, libjpeg-turbo and NumPy have code for; Arm's come under other names.
 VECTORS = ("sse2", "sse4_1", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "asimd")
 LEAST_CORES = 3
-LEAST_FILES = 1024
+LEAST_FILES, ENOUGH_FILES = 1024, 8192
+LINUX = sys.platform == "linux"
 LEAST_SHARED = 1 << 30
 GIB = 1 << 30
 
@@ -60,7 +62,9 @@ def cores(*, root: Path = ROOT) -> Section:
 def memory(*, root: Path = ROOT) -> Section:
     """Return how much memory there is, and how much of it this process may use."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [int(text) for text in _group_values(root, "memory.max") if text.isdecimal()]
+    texts = _group_values(root, "memory.max")
+    texts += _group_values(root, "memory.limit_in_bytes", controller="memory")
+    limits = [int(text) for text in texts if text.isdecimal()]
     limit = min(limits, default=physical)
     text = f"{physical / GIB:.1f} GiB"
     text += f", of which {limit / GIB:.1f} GiB may be used" if limit < physical else ""
@@ -74,31 +78,43 @@ def _cpu_quota(root: Path) -> float | None:
         share, period = text.split()
         if share != "max":
             quotas.append(int(share) / int(period))
+    shares = _group_values(root, "cpu.cfs_quota_us", controller="cpu")
+    periods = _group_values(root, "cpu.cfs_period_us", controller="cpu")
+    for share, period in zip(shares, periods, strict=False):
+        if int(share) > 0:
+            quotas.append(int(share) / int(period))
     return min(quotas, default=None)
 
 
-def _group_values(root: Path, name: str) -> list[str]:
-    """Return a setting of the control group of this process and of all groups above it."""
+def _group_values(root: Path, name: str, *, controller: str = "") -> list[str]:
+    """Return a setting of the control group of this process and of all groups above it.
+
+    controller: of groups of version 1, each with a tree of its own; none is version 2.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    own = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    top = root / "sys/fs/cgroup"
+    fields = [line.split(":", 2) for line in lines]
+    own = next((f[2].strip("/") for f in fields if controller in f[1].split(",")), "")
+    top = root / "sys/fs/cgroup" / controller
     groups = [top / own, *(top / own).parents]
     files = [group / name for group in groups if group.is_relative_to(top)]
     return [file.read_text().strip() for file in files if file.is_file()]
 
 
 def shared_memory(*, root: Path = ROOT) -> Section:
-    """Return the size of /dev/shm, through which worker processes hand large arrays over."""
+    """Return the size of /dev/shm, by whose semaphores processes wait for each other.
+
+    Pixels are not handed over through it, but NCCL's data are where there are several GPUs.
+    """
     folder = root / "dev/shm"
     if not folder.is_dir():
-        return Section("no /dev/shm")
+        needed = "worker processes need it; mount a tmpfs there" if LINUX else None
+        return judged("no /dev/shm", needed)
     total, _, free = shutil.disk_usage(folder)
-    warning = None
-    if free < LEAST_SHARED:
-        warning = "workers may die of it; start the container with --shm-size=8g"
+    small = free < LEAST_SHARED and torch.cuda.device_count() > 1
+    warning = "NCCL may want more; start the container with --shm-size=1g" if small else None
     text = f"{free / GIB:.2f} of {total / GIB:.2f} GiB of /dev/shm free"
     return judged(text, warning, size_bytes=total, free_bytes=free)
 
@@ -111,7 +127,8 @@ def open_files() -> Section:
     values = [None if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
     shown = ["any number" if value is None else str(value) for value in values]
     low = values[0] is not None and values[0] < LEAST_FILES
-    warning = f"raise it with ulimit -n {shown[1]}" if low else None
+    most = ENOUGH_FILES if values[1] is None else min(values[1], ENOUGH_FILES)
+    warning = f"raise it with ulimit -n {most}" if low else None
     text = f"{shown[0]} may be open, {shown[1]} if asked for"
     return judged(text, warning, soft=values[0], hard=values[1])
 

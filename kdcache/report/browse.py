@@ -51,6 +51,8 @@ class Browser:
             return self._problem(404, str(error))
         except (KdcacheError, OSError) as error:
             return self._problem(500, str(error))
+        except Exception as error:  # a page that fails says so, and the others are still served
+            return self._problem(500, f"{type(error).__name__}: {error}")
 
     @cached_property
     def _front(self) -> str:
@@ -105,7 +107,7 @@ class Browser:
         title = f"Tar {tar}, view {view}, rows {block.start} to {block.stop - 1}"
         rows = range(block.start, block.stop)
         sheets = make_sheets(self.seen, tar=tar, rows=rows, views=[view])
-        return self._sheets(title, sheets, links, linked=True)
+        return self._sheets(title, sheets, links, at=(tar, view), linked=True)
 
     def _image(self, asked: dict[str, str]) -> Answer:
         """Return an image with views of a span, from one on."""
@@ -124,16 +126,21 @@ class Browser:
         block = {"tar": tar, "view": view, "block": row // source.recipe.block}
         links["its block"] = f"/images?{urlencode(block)}"
         sheets = make_sheets(self.seen, tar=tar, rows=[row], views=range(view, stop))
-        return self._sheets(f"Tar {tar}, row {row}", sheets, links)
+        return self._sheets(f"Tar {tar}, row {row}", sheets, links, at=(tar, view))
 
     def _sheets(
-        self, title: str, sheets: list[Sheet], links: Mapping[str, str], *, linked: bool = False
+        self,
+        title: str,
+        sheets: list[Sheet],
+        links: Mapping[str, str],
+        *,
+        at: tuple[int, int],
+        linked: bool = False,
     ) -> Answer:
         wrong = what_is_wrong(sheets)
         sections = [Section(WRONG, wrong)] if wrong else []
         sections.append(Section("Images", [EXPLAINED], html=draw_sheets(sheets, linked=linked)))
-        view = sheets[0].views[0].view if sheets[0].views else 0
-        return Answer(200, self._page(title, sections, links=links, at=(sheets[0].tar, view)))
+        return Answer(200, self._page(title, sections, links=links, at=at))
 
     def _search(self, asked: dict[str, str]) -> Answer:
         """Return the address of the image with a key, which the index finds by its digest."""

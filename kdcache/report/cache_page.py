@@ -54,7 +54,9 @@ def class_name(names: Sequence[str] | None, number: int) -> str:
     """Return the name of a class that can be shown, or its number; a dash for none."""
     if number == NONE:
         return "–"
-    return str(number) if names is None else printable(names[number]) or str(number)
+    if names is None or number >= len(names):  # a stranger's cache may name fewer
+        return str(number)
+    return printable(names[number]) or str(number)
 
 
 def _listed(texts: Sequence[str]) -> list[str]:

@@ -85,7 +85,7 @@ def inline(picture: Picture) -> Markup:
     What they say is said by attributes of their own. Grey becomes the colour of the text.
     """
     svg = re.sub(r"<style[^>]*>.*?</style>", "", picture.svg, flags=re.DOTALL)
-    svg = re.sub(r'style="([^"]*)"', lambda found: _attributes(found[1]), svg)
+    svg = re.sub(r'(<[^<>]*?)style="([^"]*)"', lambda tag: tag[1] + _attributes(tag[2]), svg)
     svg = svg.replace("<svg", '<svg stroke-linejoin="round"', 1)  # of matplotlib's style
     return Markup(svg.replace(GREY, "currentColor"))
 

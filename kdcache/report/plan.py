@@ -75,6 +75,8 @@ def views_of_epochs(
         least = math.ceil(epochs / reuse * (1 - 1e-12))  # not one more for a rounding error
     span = min(MAX_SPAN_VIEWS, least) if span_views is None else span_views
     views = -(-least // max(span, 1)) * span
+    if span_views is None and views > epochs >= least:  # no more than one an epoch
+        views, span = least, default_span_views(least)
     check_views(views, span)
     return Views(views, span, epochs)
 

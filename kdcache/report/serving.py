@@ -36,7 +36,9 @@ def make_server(answer: Callable[[str], Answer], *, port: int) -> ThreadingHTTPS
         server_version, sys_version, timeout = "kdcache", "", QUIET_S
 
         def do_GET(self) -> None:
-            own = {f"{name}:{self.connection.getsockname()[1]}" for name in (HOST, "localhost")}
+            port = self.connection.getsockname()[1]
+            own = {f"{name}:{port}" for name in (HOST, "localhost")}
+            own |= {HOST, "localhost"} if port == 80 else set()  # browsers leave it out
             if self.headers.get_all("Host", []) not in [[name] for name in own]:
                 self._send(Answer(403, "This server answers to its own address alone."))
                 return

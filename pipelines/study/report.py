@@ -240,6 +240,8 @@ def _limits(result: Mapping[str, Any]) -> list[str]:
         f"One data set, of digits of 8 by 8 pixels; one student, of "
         f"{number(design['student_parameters'])} parameters: nothing here speaks for larger ones.",
         f"Intervals are over {few} seeds, by the percentile bootstrap: somewhat narrow for so few.",
+        "All seeds draw their splits from the same 1,797 digits: what one tests on, others learn "
+        "or were tuned on. All arms share this, and the seeds are not wholly independent.",
         "Only the registered tests are corrected for their number. What else is called clear has a "
         "95% interval of its own that leaves zero out.",
         f"Settings were chosen at {number(design['tuning_epochs'])} epochs and serve every budget.",

@@ -4,11 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from kdcache.recipe.schema import load_recipe, presets
+from kdcache.report.plan import views_of_epochs
 from tests import tiny
 from tests.cli.conftest import Run
 from tests.cli.making import TEACHER, check_refusal, write_weights
@@ -74,7 +76,7 @@ def test_the_targets_lead_from_photos_to_a_student_and_are_done_once(
 
 def test_train_alone_does_all_that_it_needs(kdcache: Run, tmp_path: Path) -> None:
     assert kdcache("init", tmp_path).code == 0
-    words = _commands(tmp_path, "train", "WEIGHTS=", "ARGS=--quiet")
+    words = _commands(tmp_path, "train", "WEIGHTS=", "TRAIN_ARGS=--quiet")
     assert [command[1] for command in words] == ["pack", "precompute", "train"]
     assert "--weights" not in words[1]
     assert words[2][-1] == "--quiet"
@@ -91,15 +93,29 @@ def test_nothing_is_written_over(kdcache: Run, tmp_path: Path, name: str) -> Non
 def test_images_that_make_cannot_name_or_that_are_not_there_are_refused(
     kdcache: Run, tmp_path: Path
 ) -> None:
-    (tmp_path / "my photos").mkdir()
-    spaced = kdcache("init", tmp_path / "a", "--images", tmp_path / "my photos")
-    check_refusal(spaced, 2, "make takes no spaces")
+    for name in ("my photos", "photos(1)", "O'Brien", "photos;id", "a$b#c"):
+        (tmp_path / name).mkdir()
+        odd = kdcache("init", tmp_path / "a", "--images", tmp_path / name)
+        check_refusal(odd, 2, "make takes paths of letters", "link to it by another")
     check_refusal(kdcache("init", tmp_path / "a", "--images", tmp_path / "none"), 2, "no folder")
     assert not (tmp_path / "a").exists()
-    (tmp_path / "a$b#c").mkdir()
-    assert kdcache("init", tmp_path / "a", "--images", tmp_path / "a$b#c").code == 0
-    ((_, _, images, *_), *_) = _commands(tmp_path / "a", "pack")
-    assert images.startswith("../a")
+
+
+def test_images_are_found_from_a_folder_behind_a_link(kdcache: Run, tmp_path: Path) -> None:
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real/deep")
+    (tmp_path / "photos").mkdir()
+    assert kdcache("init", tmp_path / "link", "--images", tmp_path / "photos").code == 0
+    ((_, _, images, *_), *_) = _commands(tmp_path / "link", "pack")
+    assert (tmp_path / "real/deep" / images).resolve() == (tmp_path / "photos").resolve()
+
+
+def test_the_views_of_the_fragment_are_enough_for_its_epochs() -> None:
+    text = (resources.files("kdcache.cli") / "kdcache.mk").read_text("utf-8")
+    views, epochs = (
+        int(re.findall(rf"^{n} \?= (\d+)$", text, re.M)[0]) for n in ("VIEWS", "EPOCHS")
+    )
+    assert views_of_epochs(epochs).num_views == views
 
 
 def test_the_next_command_is_told(

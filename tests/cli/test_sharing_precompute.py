@@ -66,6 +66,15 @@ def test_what_precompute_publishes_has_a_name_and_a_signature(
         assert not (tmp_path / "third").exists()
 
 
+def test_a_name_in_the_environment_is_no_wish_to_publish(
+    precompute: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDCACHE_WHO", "Team E")
+    assert precompute("first", 1, "--publish", *KNOWN).value["published"]["spans_sent"] == 3
+    found = precompute("second", 1)
+    assert found.code == 0, found.stderr
+
+
 def test_precompute_computes_what_is_not_there_and_publishes_that(
     precompute: Run, tmp_path: Path
 ) -> None:

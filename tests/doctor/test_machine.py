@@ -40,6 +40,19 @@ def test_memory_is_what_the_control_group_allows(tmp_path: Path) -> None:
     assert "0.2 GiB may be used" in found.text
 
 
+def test_control_groups_of_version_1_are_read_too(tmp_path: Path) -> None:
+    _write(
+        tmp_path, "proc/self/cgroup", "4:memory:/docker/a\n3:cpu,cpuacct:/docker/a\n1:name=x:/\n"
+    )
+    for name, value in (("cfs_quota_us", 50_000), ("cfs_period_us", 100_000)):
+        _write(tmp_path, f"sys/fs/cgroup/cpu/cpu.{name}", f"{value}\n")
+    _write(tmp_path, "sys/fs/cgroup/memory/docker/a/memory.limit_in_bytes", f"{1 << 28}\n")
+    assert machine.cores(root=tmp_path).value["quota"] == 0.5
+    assert machine.memory(root=tmp_path).value["usable_bytes"] == 1 << 28
+    _write(tmp_path, "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
+    assert machine.cores(root=tmp_path).value["quota"] is None
+
+
 def test_the_processor_is_named_with_the_instructions_that_pixels_may_take(tmp_path: Path) -> None:
     _write(
         tmp_path, "proc/cpuinfo", "model name : Good 9\nflags : fpu avx2 fma\n\nmodel name : B\n"
@@ -52,16 +65,19 @@ def test_the_processor_is_named_with_the_instructions_that_pixels_may_take(tmp_p
 Usage = namedtuple("Usage", "total used free")
 
 
-def test_little_shared_memory_is_a_warning_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("num_gpus", "state"), [(0, "fine"), (1, "fine"), (2, "warning")])
+def test_little_shared_memory_is_a_warning_where_gpus_exchange_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_gpus: int, state: str
 ) -> None:
-    assert machine.shared_memory(root=tmp_path).text == "no /dev/shm"
+    monkeypatch.setattr(machine, "LINUX", True)
+    assert "warning: no /dev/shm: worker" in machine.shared_memory(root=tmp_path).line()
     (tmp_path / "dev/shm").mkdir(parents=True)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Usage(64 << 20, 0, 64 << 20))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     found = machine.shared_memory(root=tmp_path)
-    assert found.state == "warning"
-    assert found.line().startswith("warning: 0.06 of 0.06 GiB")
-    assert "--shm-size" in found.text
+    assert found.state == state
+    assert "0.06 of 0.06 GiB" in found.text
+    assert ("--shm-size" in found.text) == (state == "warning")
 
 
 @pytest.mark.parametrize(("soft", "state"), [(256, "warning"), (4096, "fine")])
@@ -72,6 +88,8 @@ def test_few_open_files_are_a_warning(
     found = machine.open_files()
     assert (found.state, found.value) == (state, {"soft": soft, "hard": 8192})
     assert ("ulimit -n 8192" in found.text) == (state == "warning")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, resource.RLIM_INFINITY))
+    assert ("ulimit -n 8192" in machine.open_files().text) == (state == "warning")
 
 
 def test_a_driver_that_torch_cannot_use_is_a_warning(

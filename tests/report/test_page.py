@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.report.figures import COLOURS, GREY, Line, Picture, Scale, lines_svg, spread
-from kdcache.report.page import Section, render_page
+from kdcache.report.page import Section, inline, render_page
 from kdcache.report.sheet import Card, png_address
 
 EVIL = """<script>alert("1")</script> & 'quotes' "double" <img src=x onerror=y> &amp;"""
@@ -189,6 +189,11 @@ def _paths(svg: str) -> list[dict[str, Any]]:
 
 def _words(svg: str) -> set[str]:
     return {text.strip() for text in Page(svg).text["text"]}
+
+
+def test_text_in_a_picture_that_looks_like_an_attribute_stays_text() -> None:
+    svg = '<svg><text style="fill: #000000">style="&lt;!--:y"</text></svg>'
+    assert 'fill="#000000">style="&lt;!--:y"</text>' in inline(Picture("a", svg, "words"))
 
 
 def test_a_figure_is_one_svg_element_with_its_names_as_text() -> None:

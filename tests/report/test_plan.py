@@ -198,6 +198,9 @@ def test_enough_views_are_three_times_the_root_of_the_epochs(epochs: int) -> Non
 def test_without_a_reuse_views_are_enough_of_them_in_whole_spans() -> None:
     assert views_of_epochs(300) == Views(56, 8, 300)
     assert views_of_epochs(7) == Views(7, 7, 7)
+    assert views_of_epochs(10) == Views(10, 5, 10)
+    assert views_of_epochs(16) == Views(16, 8, 16)
+    assert views_of_epochs(9, span_views=8) == Views(16, 8, 9)
     assert epochs_of_views(56) == Views(56, 8, 348)
     assert epochs_of_views(4) == Views(4, 4, 4)
 
