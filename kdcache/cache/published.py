@@ -113,7 +113,7 @@ class Contribution(_Record):
     kdcache: Text
     commit: Text | None
     versions: dict[Text, Text]
-    records: Digest | None = None
+    records: Digest | None
 
 
 class PublishedFacts(_Record):

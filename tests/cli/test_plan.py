@@ -39,7 +39,7 @@ def test_a_plan_says_what_people_ask(plan: Plan) -> None:
         "measured", "views", "storage", "time", "student", "prices", "cached", "online",
         "break-even",
     ]  # fmt: skip
-    assert "4 of each of 24 images, in spans of 4; 12 epochs use each 3 times" in lines["views"]
+    assert "4 of each of 24 images, in spans of 4; 4 epochs use each 1 times" in lines["views"]
     assert "dense:f2" in lines["storage"]
     assert "on 2 machines with" in lines["time"]
     assert "at 500 images/s" in lines["student"]

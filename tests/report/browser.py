@@ -42,7 +42,6 @@ class Browser:
         self._count += 1
         message = {"id": self._count, "method": method, "params": params, **self._session}
         self._to.write(json.dumps(message).encode() + b"\0")
-        self._to.flush()
         return self._until(lambda answer: answer.get("id") == self._count)["result"]  # type: ignore[no-any-return]
 
     def open(self, page: Path | str, *, width: int, scheme: Scheme) -> None:
@@ -102,14 +101,13 @@ def run_browser(program: str, profile: Path) -> Iterator[Browser]:
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
     ]
     line = [program, *OPTIONS, f"--user-data-dir={profile}"]
-    process = os.posix_spawn(program, line, os.environ, file_actions=files)
+    # In a group of its own, which no test that signals its group ends.
+    process = os.posix_spawn(program, line, os.environ, file_actions=files, setpgroup=0)
     os.close(commands)
     os.close(answer_to)
     try:
-        with os.fdopen(to, "wb") as out, os.fdopen(answers, "rb") as back:
-            browser = Browser(out, back)
-            yield browser
-            browser("Browser.close")
+        with os.fdopen(to, "wb", buffering=0) as out, os.fdopen(answers, "rb") as back:
+            yield Browser(out, back)
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)

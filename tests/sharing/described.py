@@ -31,6 +31,7 @@ def contribution(**changes: Any) -> Contribution:
         "kdcache": "0.1.0",
         "commit": "c" * 40,
         "versions": {"torch": "2.11.0"},
+        "records": None,
     }
     return Contribution(**{**fields, **changes})
 

@@ -39,6 +39,7 @@ def a_manifest(**changes: Any) -> dict[str, Any]:
         kdcache="0.1",
         commit=None,
         versions={"torch": "2.11"},
+        records=None,
     )
     names.append("contributions/0123456789abcdef.json")
     return {
