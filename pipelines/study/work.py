@@ -5,6 +5,7 @@ A run that was killed goes on after the last file; a file of other settings is m
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -152,7 +153,7 @@ def unit_path(folder: Path, unit: Unit) -> Path:
 def keep_rows(path: Path, settings: Any, make: Callable[[], list[Row]]) -> list[Row]:
     """Return the rows in a file; made, and written whole, where none of these settings is there."""
     plain = json.loads(json.dumps(settings))
-    if path.exists():
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or damaged
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["settings"] == plain:
             rows: list[Row] = kept["rows"]

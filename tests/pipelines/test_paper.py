@@ -122,6 +122,14 @@ def test_rows_of_other_settings_are_not_used(tmp_path: Path) -> None:
     assert work.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.9}]) == [{"kl": 0.7}]
 
 
+@pytest.mark.parametrize("damaged", ["", '{"settings": {"lr": 1}', "[]", '{"rows": []}'])
+def test_a_damaged_file_is_made_anew(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(damaged)
+    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
+    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
+
+
 def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / digest(asdict(TINY))[:12]
     folder.mkdir()
