@@ -5,20 +5,12 @@ from typing import Any
 
 import numpy as np
 
-ARMS = (
-    "labels",
-    "labels + mixup",
-    "fixed",
-    "fixed, mean of crops",
-    "fixed + mixup",
-    "independent",
-    "consistent, mild crops",
-    "consistent",
-    "function matching",
-)
+from pipelines.study import design
+
+ARMS = tuple(design.ARMS)
 BUDGETS = (100, 600, 3000)
 VIEWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, None)
-FAULTS = ("none", "seed shifted by one", "crop moved by one pixel", "partner swapped")
+FAULTS = design.FAULTS["funmatch"][1]
 ENCODINGS = (  # k, bytes a view, cost in nats where it costs anything
     (1, 9.5, 0.1),
     (2, 11.5, 0.05),

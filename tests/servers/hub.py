@@ -96,12 +96,10 @@ def _json(value: Any) -> _Answer:
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
     """Answer as the Hub does; yield what it knows."""
-    hub = Hub()
-    lock = threading.Lock()
+    hub = known = Hub()
 
     class Handler(_Handler):
-        def knows(self) -> tuple[Hub, threading.Lock]:
-            return hub, lock
+        hub, lock = known, threading.Lock()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.address = f"http://127.0.0.1:{server.server_port}"
@@ -116,8 +114,8 @@ def serve_hub() -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    def knows(self) -> tuple[Hub, threading.Lock]:
-        raise NotImplementedError
+    hub: Hub
+    lock: threading.Lock
 
     def do_GET(self) -> None:
         self._handle()
@@ -135,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _handle(self) -> None:
-        hub, lock = self.knows()
+        hub, lock = self.hub, self.lock
         length = int(self.headers.get("Content-Length") or 0)
         body = self._chunks() if "Transfer-Encoding" in self.headers else self.rfile.read(length)
         path = unquote(urlsplit(self.path).path)
