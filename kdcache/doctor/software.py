@@ -1,6 +1,7 @@
 """Versions of what makes pixels, and of what else a job rests on; which decoder is in use."""
 
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -32,11 +33,17 @@ def pixel_libraries() -> Section:
 
 def other_libraries() -> Section:
     """Return the versions of libraries that change no pixels; those that are not there left out."""
+    found = package_versions(OTHERS)
+    return Section(_listed(found), {"versions": found})
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     found = {}
-    for name in OTHERS:
+    for name in names:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    return Section(_listed(found), {"versions": found})
+    return found
 
 
 def _listed(versions: dict[str, str]) -> str:

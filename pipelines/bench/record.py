@@ -10,13 +10,14 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from kdcache.doctor.machine import processor
+from kdcache.doctor.software import package_versions
 from kdcache.files import write_whole
 from kdcache.student.folder import describe_commit
 from pipelines.bench.timing import rounded, tree_cpu_s
@@ -96,7 +97,9 @@ def make_record(
         name=name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=describe_commit(_ROOT),
-        machine=Machine(cpu=_cpu_name(), cores=len(os.sched_getaffinity(0)), gpu=_gpu_name()),
+        machine=Machine(
+            cpu=processor().value["model"], cores=len(os.sched_getaffinity(0)), gpu=_gpu_name()
+        ),
         versions={"python": platform.python_version(), **package_versions(packages)},
         bars=tuple(bars),
         figures=dict(figures),
@@ -110,24 +113,6 @@ def write_record(record: Record, folder: Path) -> Path:
     text = record.model_dump_json(indent=1) + "\n"
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
-
-
-def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of the packages that are installed."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_name() -> str:
-    for line in (_PROC / "cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _gpu_name() -> str | None:
