@@ -3,7 +3,6 @@ cache of the demo.
 """
 
 import re
-import shlex
 import shutil
 from contextlib import chdir
 from pathlib import Path
@@ -14,14 +13,11 @@ from kdcache.cache.store import open_cache
 from pipelines import demo
 from tests.cli.conftest import Run
 from tests.cli.making import ROOT
+from tests.docs.blocks import find_blocks, lines_of
+from tests.docs.running import exchanged, run_here
 
-PAGE = (ROOT / "docs/how-to/share-a-cache.md").read_text().replace("~/.config/", "config/")
-TOUR = (ROOT / "docs/tour.md").read_text()
-
-
-def commands(page: str) -> list[list[str]]:
-    text = "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).replace("\\\n", " ")
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+PAGE = "docs/how-to/share-a-cache.md"
+TOUR = "docs/tour.md"
 
 
 @pytest.fixture(scope="module")
@@ -46,41 +42,32 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_tour_runs_after_the_demo(
-    place: Path, kdcache: Run, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    kdcache: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first, *others = commands(TOUR.replace("--epochs 64", "--epochs 2"))
-    assert first == ["make", "demo"]
-    said = {}
-    for words in others:
-        outcome = kdcache(*words[1:])
-        assert outcome.code == 0, (words, outcome.stderr)
-        said[words[1]] = outcome.stdout
+    lines = exchanged(lines_of(TOUR), {"--epochs 64": "--epochs 2"})
+    done = run_here(kdcache, lines, monkeypatch=monkeypatch)
+    said = {name: outcome.stdout for name, outcome in done}
     assert list(said) == ["inspect", "recipe", "verify", "train", "compare"]
-    shown = re.findall(r"```text\n(.*?)```", TOUR, re.DOTALL)
-    for text, command in zip(shown, ("inspect", "verify"), strict=True):
-        names = [line.split("  ")[0] for line in text.splitlines()]
+    for block, command in zip(find_blocks(TOUR, "text"), ("inspect", "verify"), strict=True):
+        names = [line.split("  ")[0] for line in block.text.splitlines()]
         assert set(names) <= {line.split("  ")[0] for line in said[command].splitlines()}
     assert Path("build/demo/views.png").is_file()
-    code = re.search(r"```python\n(.*?)```", TOUR, re.DOTALL)
-    assert code is not None
-    exec(compile(code[1], "tour.md", "exec"), {})
-    printed = re.findall(r"# (torch.Size.*)", code[1])
+    [code] = find_blocks(TOUR, "python")
+    exec(compile(code.text, code.page, "exec"), {})
+    printed = re.findall(r"# (torch.Size.*)", code.text)
     assert printed[0] in capsys.readouterr().out
 
 
 def test_the_commands_of_sharing_run_one_after_the_other(
     place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, said = [], {}
-    for words in commands(PAGE):
-        while "=" in words[0]:
-            monkeypatch.setenv(*words.pop(0).split("=", 1))
-        assert words[0] == "kdcache"
-        outcome = kdcache(*words[1:])
-        assert outcome.code == 0, (words, outcome.stderr)
-        seen.append(words[1])
-        said[words[1]] = outcome.stdout + outcome.stderr
-    assert seen == [
+    lines = exchanged(lines_of(PAGE), {"~/.config/": "config/"})
+    done = run_here(kdcache, lines, monkeypatch=monkeypatch)
+    said = {name: outcome.stdout + outcome.stderr for name, outcome in done}
+    assert [name for name, _ in done] == [
         *("keys", "publish", "find", "show", "keys", "train", "fetch", "verify"),
         *("precompute", "sign", "ref", "rebuild", "gc"),
     ]

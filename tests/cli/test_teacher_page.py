@@ -1,7 +1,5 @@
 """Claims of docs/how-to/teachers.md: its commands run as they stand there, its files are read."""
 
-import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,9 +10,11 @@ from kdcache.recipe.schema import load_recipe
 from kdcache.targets.labels import load_labels, resolve
 from tests import tiny
 from tests.cli.conftest import Run
-from tests.cli.making import ROOT, TEACHER, write_weights
+from tests.cli.making import TEACHER, write_weights
+from tests.docs.blocks import find_blocks, lines_of
+from tests.docs.running import exchanged, run_here
 
-PAGE = (ROOT / "docs/how-to/teachers.md").read_text()
+PAGE = "docs/how-to/teachers.md"
 
 # What stands in for networks that take minutes, or a network.
 INSTEAD = {
@@ -30,20 +30,6 @@ INSTEAD = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    found: list[str] = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    return found
-
-
-def commands() -> list[list[str]]:
-    text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    for words, others in INSTEAD.items():
-        assert words in text, words
-        text = text.replace(words, others)
-    assert "…" not in text
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with build/train, build/val, two teachers' weights and the page's labels."""
@@ -54,27 +40,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tiny.pack_images(folder, tmp_path / "build" / part)
     write_weights(tmp_path / "a.safetensors")
     write_weights(tmp_path / "b.safetensors", "other_teacher")
-    (tmp_path / "labels.toml").write_text(blocks("toml")[1])
+    (tmp_path / "labels.toml").write_text(find_blocks(PAGE, "toml")[1].text)
     return tmp_path
 
 
-def test_its_commands_run_one_after_the_other(place: Path, kdcache: Run) -> None:
-    seen = []
-    for words in commands():
-        assert words[0] == "kdcache"
-        outcome = kdcache(*words[1:])
-        assert outcome.code == 0, (words, outcome.stderr)
-        seen.append(words[1])
+def test_its_commands_run_one_after_the_other(
+    place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run_here(kdcache, exchanged(lines_of(PAGE), INSTEAD), monkeypatch=monkeypatch)
     made = [*["precompute"] * 3, "train", "eval", "verify"]
-    assert seen == ["teacher", *made, "precompute", "train", "train", "export"]
+    assert [name for name, _ in done] == [
+        "teacher",
+        *made,
+        "precompute",
+        "train",
+        "train",
+        "export",
+    ]
     joined = open_cache(place / "build/mean").info.teacher
     assert (joined["shares"], joined["average"]) == ([0.7, 0.3], "logits")
 
 
 def test_its_files_are_read(place: Path) -> None:
-    recipe, _ = blocks("toml")
+    recipe, _ = find_blocks(PAGE, "toml")
     path = place / "recipe.toml"
-    path.write_text(recipe)
+    path.write_text(recipe.text)
     found = load_recipe(path)
     assert (found.size_for("student"), found.size_for("teacher")) == (224, 384)
     mapping = resolve(load_labels(place / "labels.toml"), num_classes=5, names=None, source="")

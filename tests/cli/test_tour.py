@@ -1,7 +1,6 @@
 """The README's words, run as they stand there; and two tables of docs/."""
 
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from kdcache.recipe.schema import load_recipe
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
 from tests.cli.making import ROOT, TEACHER, write_weights
+from tests.docs.blocks import find_blocks, lines_of, words_of
 
 README = (ROOT / "README.md").read_text()
 STUDENT = "tests.student.nets:small"
@@ -32,19 +32,6 @@ MORE = {
 }
 
 
-def _block(language: str, heading: str) -> str:
-    found = re.search(rf"## {heading}\n.*?```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def _commands() -> list[list[str]]:
-    """Return the words of each command of the five-minute tour."""
-    text = _block("sh", "Five minutes with your own photos").replace("\\\n", " ")
-    lines = (shlex.split(line, comments=True) for line in text.splitlines())
-    return [line for line in lines if line]
-
-
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
@@ -60,7 +47,8 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
     tiny.write_images(place / "photos/val", 7, seed=1)
     write_weights(place / "teacher.safetensors")
     outcomes: dict[str, list[Outcome]] = {}
-    for words in _commands():
+    for line in lines_of("README.md", heading="Five minutes with your own photos"):
+        words = words_of(line)
         assert words[0] == "kdcache"
         arguments = [INSTEAD.get(word, word) for word in words[1:]]
         outcome = kdcache(*arguments, *MORE.get(words[1], []), "--json")
@@ -107,9 +95,9 @@ def test_the_loop_of_the_readme_runs(place: Path) -> None:
     teacher = tiny.make_teacher(num_classes=3)
     recipe = tiny.make_recipe(size=8)
     tiny.precompute(place / "build/cache", dataset, recipe, teacher=teacher, encoding="dense:f2")
-    code = _block("python", "Five minutes with your own photos")
+    [code] = find_blocks("README.md", "python", heading="In your own loop")
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code.text, code.page, "exec"), names)
     state, loss = names["state"], names["loss"]
     assert isinstance(state, dict)
     assert (state["epoch"], state["batch"]) == (48, 0)
@@ -118,11 +106,8 @@ def test_the_loop_of_the_readme_runs(place: Path) -> None:
 
 
 def test_the_recipe_that_the_page_shows_is_funmatch(tmp_path: Path) -> None:
-    found = re.search(
-        r"```toml\n(.*?)```", (ROOT / "docs/how-to/recipes.md").read_text(), re.DOTALL
-    )
-    assert found is not None
-    (tmp_path / "recipe.toml").write_text(found[1])
+    found, *_ = find_blocks("docs/how-to/recipes.md", "toml")
+    (tmp_path / "recipe.toml").write_text(found.text)
     recipe = load_recipe(tmp_path / "recipe.toml")
     assert recipe.id == load_recipe("funmatch").id
 

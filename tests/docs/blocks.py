@@ -11,29 +11,38 @@ PAGES = [ROOT / "README.md", ROOT / "pipelines/recipes/runs/README.md"]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 
 _FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. page: below the repository's root."""
+    """A fenced block. page: below the repository's root. heading: of the section it stands in."""
 
     page: str
     line: int
     language: str
     text: str
+    heading: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
-    def commands(self) -> list[list[str]]:
-        """Return the words of each command of a block of shell, or of a session after "$ "."""
-        text = self.text.replace("\\\n", " ")
-        lines = text.splitlines()
+    def lines(self) -> list[str]:
+        """Return each command's line of a block of shell, or of a session after "$ "."""
+        lines = re.sub(r"\\\n *", "", self.text).splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
-        found = (shlex.split(line, comments=True) for line in lines)
-        return [words for words in found if words]
+        return [line for line in lines if words_of(line)]
+
+    def commands(self) -> list[list[str]]:
+        """Return the words of each command."""
+        return [words_of(line) for line in self.lines()]
+
+
+def words_of(line: str) -> list[str]:
+    """Return the words of a command, without its comment."""
+    return shlex.split(line, comments=True)
 
 
 def blocks_of(path: Path) -> list[Block]:
@@ -41,11 +50,41 @@ def blocks_of(path: Path) -> list[Block]:
     text = path.read_text()
     page = str(path.relative_to(ROOT))
     found = [
-        Block(page, text.count("\n", 0, m.start()) + 1, m[2], textwrap.dedent(m[3]))
+        Block(
+            page, text.count("\n", 0, m.start()) + 1, m[2], textwrap.dedent(m[3]),
+            (_HEADING.findall(text, 0, m.start()) or [""])[-1],
+        )
         for m in _FENCE.finditer(text)
-    ]
+    ]  # fmt: skip
     assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE)), f"{page}: odd fences"
     return found
+
+
+def find_blocks(page: str, *languages: str, heading: str | None = None) -> list[Block]:
+    """Return a page's blocks of some languages, or those below a heading; there must be some."""
+    found = [
+        block
+        for block in blocks_of(ROOT / page)
+        if block.language in languages and heading in (None, block.heading)
+    ]
+    assert found, (page, heading)
+    return found
+
+
+# Commands that no test of a page runs, and why.
+NOT_RUN = {
+    "make demo": "tests/pipelines/test_demo.py runs the same in less time",
+    "make test": "runs all this",
+    "make ray": "`make test` begins with it",
+    "kdcache pack torchvision:CIFAR100 build/cifar --root data": "needs the dataset's own files",
+}
+
+
+def lines_of(page: str, *, heading: str | None = None) -> list[str]:
+    """Return the lines of a page's commands to run, or of those below a heading."""
+    blocks = find_blocks(page, "sh", "console", heading=heading)
+    lines = (line for block in blocks for line in block.lines())
+    return [line for line in lines if " ".join(words_of(line)) not in NOT_RUN]
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

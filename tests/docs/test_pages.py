@@ -1,13 +1,10 @@
-"""Pages run as they stand: own-data, recipes, choose-an-encoding, keep-a-cache, debug-a-mismatch;
-and the reader of format.md.
-
-A command that needs what is not at hand is only parsed, by test_blocks.
+"""Pages run as they stand: own-data, recipes, choose-an-encoding, keep-a-cache, debug-a-mismatch,
+plan, and the README's Looking after caches; and the reader of format.md.
 """
 
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +13,33 @@ import pytest
 
 from kdcache.cache.store import open_cache
 from kdcache.recipe.schema import load_recipe
-from tests import tiny
 from tests.cache import golden
-from tests.cli.conftest import Run
-from tests.cli.making import ROOT, TEACHER, write_weights
-from tests.docs.blocks import blocks_of
+from tests.cli.conftest import Outcome, Run
+from tests.cli.making import ROOT, TEACHER
+from tests.docs.blocks import find_blocks, lines_of
+from tests.docs.running import exchanged, precompute, run_here
 
 pytestmark = pytest.mark.slow
 
-NOT_AT_HAND = ("torchvision:CIFAR100", "…")
 STUDENT = ["--student", "tests.student.nets:small"]  # code is imported only when it is named
-INSTEAD = {"torchvision:resnet50": TEACHER}
-MORE = {"eval": STUDENT, "export": STUDENT}
+MORE = {"eval": STUDENT, "export": STUDENT, "plan": ["--probe-s", "0.2"]}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with photographs, tars, a teacher's weights, and a cache of 16 views."""
-    place = tmp_path_factory.mktemp("pages")
-    for part, count in (("train", 12), ("val", 6)):
-        folder = tiny.write_images(place / "photos" / part, count)
-        tiny.pack_images(folder, place / "build" / part)
-    shutil.copytree(place / "build/train", place / "build/tars")
-    for name in ("dataset.json", "dataset.npz"):
-        (place / "build/tars" / name).unlink(missing_ok=True)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-    np.savez(place / "arrays.npz", images=images, labels=np.arange(6) % 3)
-    write_weights(place / "teacher.safetensors")
-    return place
-
-
-@pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the current folder."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    return tmp_path
-
-
-def _precompute(run: Run, cache: str, *, views: int = 16) -> None:
-    teacher = ["--teacher", TEACHER, "--weights", "teacher.safetensors"]
-    recipe = ["--recipe", "funmatch", "--views", views]
-    outcome = run("precompute", "--data", "build/train", *teacher, *recipe, "--cache", cache)
-    assert outcome.code == 0, outcome.stderr
-
-
-def _run_page(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Run a page's commands that can run here; return each one's name and outcome."""
-    found: list[tuple[str, Any]] = []
-    for block in blocks_of(ROOT / f"docs/how-to/{name}.md"):
-        for words in block.commands() if block.language == "sh" else []:
-            if any(word in NOT_AT_HAND for word in words):
-                continue
-            with monkeypatch.context() as changed:
-                while "=" in words[0]:
-                    changed.setenv(*words.pop(0).split("=", 1))
-                words, out = (words[: words.index(">")], words[-1]) if ">" in words else (words, "")
-                assert words[0] == "kdcache"
-                arguments = [INSTEAD.get(word, word) for word in words[1:]]
-                if arguments[0] == "pack":  # the page makes what is there already
-                    shutil.rmtree(arguments[2], ignore_errors=True)
-                outcome = run(*arguments, *MORE.get(words[1], []))
-            assert outcome.code == 0, (words, outcome.stderr)
-            if out:
-                Path(out).write_text(outcome.stdout)
-            found.append((words[1], outcome))
-    return found
+def _run_page(
+    run: Run, name: str, monkeypatch: pytest.MonkeyPatch, **exchange: str
+) -> list[tuple[str, Outcome]]:
+    """Run a page's commands; return each one's name and outcome."""
+    lines = exchanged(lines_of(f"docs/how-to/{name}.md"), exchange)
+    given = [line.replace("torchvision:resnet50", TEACHER) for line in lines]
+    return run_here(run, given, more=MORE, monkeypatch=monkeypatch)
 
 
 def test_own_data_runs(place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    _precompute(kdcache, "build/teaching")
+    precompute(kdcache, "build/teaching")
     train = ["train", "--data", "build/train", "--cache", "build/teaching", *STUDENT]
     size = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--out", "build/run"]
     assert kdcache(*train, *size).code == 0
+    shutil.rmtree(place / "build/train")  # the page makes it
     done = [name for name, _ in _run_page(kdcache, "own-data", monkeypatch)]
     assert done == ["init", "pack", "pack", "index", *["precompute"] * 2, "eval", "export"]
     assert not open_cache(place / "build/cache").missing()
@@ -114,8 +63,8 @@ def test_choose_an_encoding_runs(
 
 
 def test_keep_a_cache_runs(place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    _precompute(kdcache, "build/cache")
-    _precompute(kdcache, "node1/cache", views=64)
+    precompute(kdcache, "build/cache")
+    precompute(kdcache, "node1/cache", views=64)
     for copy in ("node2/cache", "backup/cache"):
         shutil.copytree("node1/cache", copy)
     done = [name for name, _ in _run_page(kdcache, "keep-a-cache", monkeypatch)]
@@ -129,20 +78,39 @@ def test_debug_a_mismatch_runs(
     kdcache: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _precompute(kdcache, "build/cache")
+    precompute(kdcache, "build/cache")
     done = [name for name, _ in _run_page(kdcache, "debug-a-mismatch", monkeypatch)]
     assert done == ["doctor", "doctor", "index", "verify", "inspect", "recipe", "verify"]
-    code = [
-        b for b in blocks_of(ROOT / "docs/how-to/debug-a-mismatch.md") if b.language == "python"
-    ]
-    exec(compile(code[0].text, "debug-a-mismatch.md", "exec"), {})
+    [code] = find_blocks("docs/how-to/debug-a-mismatch.md", "python")
+    exec(compile(code.text, code.page, "exec"), {})
+
+
+def test_plan_runs(place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = find_blocks("docs/how-to/plan.md", "console")[0].text.splitlines()
+    [(_, outcome)] = _run_page(kdcache, "plan", monkeypatch, **{"classes 1000": "classes 5"})
+    names = [line.split()[0] for line in outcome.stdout.splitlines()[1:]]
+    assert names == [line.split()[0] for line in shown[2:]]
+    assert "104 of each of 12 images, in spans of 8; 300 epochs use each 2.88" in outcome.stdout
+    assert (place / "plan.png").is_file()
+
+
+def test_looking_after_caches_runs(
+    place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precompute(kdcache, "build/cache")
+    *before, extend, doctor, show = lines_of("README.md", heading="Looking after caches")
+    run_here(kdcache, [*before, extend], monkeypatch=monkeypatch)
+    precompute(kdcache, "build/cache", views=64)
+    [(_, judged), (_, shown)] = run_here(kdcache, [doctor, show], monkeypatch=monkeypatch)
+    assert "caches made elsewhere replay bit for bit here" in judged.stdout
+    assert "views, of which 0 differ" in shown.stdout
 
 
 def test_the_reader_of_the_format_reads_a_golden_cache() -> None:
-    code = [b for b in blocks_of(ROOT / "docs/format.md") if b.language == "python"]
-    assert "kdcache." not in code[0].text
+    [code] = find_blocks("docs/format.md", "python")
+    assert "kdcache." not in code.text
     names: dict[str, Any] = {}
-    exec(compile(code[0].text, "format.md", "exec"), names)
+    exec(compile(code.text, code.page, "exec"), names)
     with np.load(golden.FOLDER / "v1-packed.npz") as expected:
         keys = [key for key in expected.files if key.endswith("-1")]
         assert len(keys) == 8
@@ -155,7 +123,7 @@ def test_the_reader_of_the_format_reads_a_golden_cache() -> None:
 
 
 def test_the_commit_record_of_the_format_is_a_part_of_the_golden_one() -> None:
-    [shown] = [b for b in blocks_of(ROOT / "docs/format.md") if b.language == "json"]
+    [shown] = find_blocks("docs/format.md", "json")
     value = json.loads(shown.text)
     real = json.loads((golden.FOLDER / "v1-packed/commits/0-0.json").read_bytes())
     assert real.keys() - value.keys() == {"fidelity"}

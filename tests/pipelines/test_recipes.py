@@ -37,6 +37,7 @@ from pipelines.recipe_run import (
     parse,
 )
 from tests.cli.conftest import Run, kdcache
+from tests.docs.blocks import lines_of, words_of
 from tests.pipelines.layouts import LAYOUTS, Laid, lay_imagenet
 from tests.pipelines.papers import PAPER, SIZES
 from tests.pipelines.test_make import ROOT, _make
@@ -347,19 +348,32 @@ def test_a_typing_error_shows_before_anything_runs(
         assert said in done.stderr
 
 
+def _programs(folder: Path, **lines: str) -> str:
+    """Return make's word for a folder with this python, and commands that are these lines."""
+    for name, line in {"python": f'exec {sys.executable} "$@"', **lines}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return f"BIN={os.path.relpath(folder, ROOT)}"
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/how-to/imagenet.md", "pipelines/recipes/runs/README.md"]
+)
+def test_the_line_of_a_page_prints_the_commands(page: str, tmp_path: Path) -> None:
+    [line] = [line for line in lines_of(page) if line.startswith("make recipe")]
+    done = _make("-o", "setup", *words_of(line)[1:], _programs(tmp_path))
+    assert done.returncode == 0, done.stderr
+    printed = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[words.index("kdcache") + 1] for words in printed] == STEPS
+
+
 def test_make_runs_the_commands_until_one_fails(tmp_path: Path) -> None:
     """With a kdcache that notes its words, and fails to verify."""
     notes, out = tmp_path / "notes", tmp_path / "my out"
     (out / "pets/val").mkdir(parents=True)
     (out / "pets/val/dataset.json").touch()
-    programs = {
-        "python": f'exec {sys.executable} "$@"',
-        "kdcache": f'echo "$1" >> {notes}; test "$1" != verify',
-    }
-    for name, line in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
-        (tmp_path / name).chmod(0o755)
+    programs = _programs(tmp_path, kdcache=f'echo "$1" >> {notes}; test "$1" != verify')
     given = ["NAME=pets", "SCHEDULE=fast", "DATA=d", "TEACHER=t:n", f"OUT={out}"]
-    done = _make("-o", "setup", "recipe", *given, f"BIN={os.path.relpath(tmp_path, ROOT)}")
+    done = _make("-o", "setup", "recipe", *given, programs)
     assert done.returncode == 2, done.stderr
     assert notes.read_text().split() == ["pack", "plan", "precompute", "precompute", "verify"]

@@ -12,7 +12,10 @@ from kdcache.cache.store import Cache, open_cache
 from kdcache.models.teacher import load_teacher
 from kdcache.precompute.engines import slice_of
 from tests import tiny
-from tests.cli.making import PLAIN, ROOT, write_recipe
+from tests.cli.making import PLAIN, ROOT, write_recipe, write_weights
+from tests.cli.making import TEACHER as TINY
+from tests.docs.blocks import lines_of, words_of
+from tests.docs.running import exchanged
 from tests.pipelines import slurm
 from tests.pipelines.slurm import Slurm, wait_until
 
@@ -132,6 +135,24 @@ STUB = """#!/bin/bash
 [[ -z ${EXIT:-} ]] || exit "$EXIT"
 exec sleep 300
 """
+
+
+@pytest.mark.slow
+def test_the_line_of_the_page_runs(cluster: Slurm, tmp_path: Path) -> None:
+    """With two slices in place of 32; the README's line is its beginning."""
+    tiny.pack_images(tiny.write_images(tmp_path / "images", 12), tmp_path / "build/train")
+    write_weights(tmp_path / "teacher.safetensors")
+    [line] = [one for one in lines_of("docs/how-to/many-gpus.md") if one.startswith("sbatch")]
+    [short] = [one for one in lines_of("README.md") if one.startswith("sbatch")]
+    assert line.startswith(short.partition("…")[0])
+    here = {"0-31%8": "0-1", "pipelines/slurm": f"{SCRIPT.parent}/slurm"}
+    [line] = exchanged([line], {**here, "torchvision:resnet50": TINY})
+    given = {"KDCACHE": str(KDCACHE), "PYTHONPATH": str(ROOT)}
+    words = ["--parsable", f"--chdir={tmp_path}", *words_of(line)[1:]]
+    done = cluster.run("sbatch", *words, **given)
+    assert done.returncode == 0, done.stderr
+    cluster.wait_for(done.stdout.strip(), {"0": "COMPLETED", "1": "COMPLETED"})
+    assert open_cache(tmp_path / "build/cache").valid_seal() is not None
 
 
 @pytest.fixture
