@@ -159,7 +159,7 @@ def _write_cache(seen: "Inspection", path: Path, *, images: int, seed: int, as_j
     value = {
         "page": str(path),
         "size_bytes": size,
-        "cache": seen.cache.info.id,
+        "id": seen.cache.info.id,
         "tiles_read": sample.tiles,
         "images": len(sheets),
         "spans_missing": missing,

@@ -3,7 +3,6 @@ plan, and the README's Looking after caches; and the reader of format.md.
 """
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kdcache.cache.store import open_cache
 from kdcache.recipe.schema import load_recipe
 from tests.cache import golden
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import ROOT, TEACHER
+from tests.cli.making import TEACHER
 from tests.docs.blocks import find_blocks, lines_of
 from tests.docs.running import exchanged, precompute, run_here
 
@@ -130,36 +129,3 @@ def test_the_commit_record_of_the_format_is_a_part_of_the_golden_one() -> None:
     for name, part in value.items():
         whole = real[name]
         assert part == ({k: whole[k] for k in part} if isinstance(part, dict) else whole), name
-
-
-def test_the_keys_of_json_are_those_that_commands_print(place: Path, kdcache: Run) -> None:
-    page = (ROOT / "docs/reference/json.md").read_text()
-    rows = re.findall(r"^\| (`[^|]*) \| (.*) \|$", page, re.MULTILINE)
-    stated = {
-        name: set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", keys)))
-        for names, keys in rows
-        for name in re.findall(r"`([\w ]+)`", names)
-    }
-    teacher = ["--teacher", TEACHER, "--weights", "teacher.safetensors"]
-    made = ["--recipe", "funmatch", "--views", 8, "--cache", "build/cache"]
-    train = ["--cache", "build/cache", "--epochs", 1, "--batch-size", 8, "--workers", 0]
-    measured = ["--data", "build/train", "--cache", "build/cache"]
-    commands: dict[str, list[Any]] = {
-        "pack": ["photos/val", "build/other"],
-        "index": ["build/tars"],
-        "precompute": ["--data", "build/train", *teacher, *made],
-        "inspect": ["build/cache"],
-        "status": ["build/cache"],
-        "verify": ["build/cache", "--data", "build/train"],
-        "train": ["--data", "build/train", *train, *STUDENT, "--out", "build/run"],
-        "eval": ["build/run", *measured, *STUDENT],
-        "compare": ["build/run"],
-        "extend": ["build/cache", "--views", 16],
-        "recipe check": [],
-    }
-    assert commands.keys() - {"train"} == stated.keys()
-    for name, arguments in commands.items():
-        outcome = kdcache(*name.split(), *arguments, "--json")
-        assert outcome.code == 0, (name, outcome.stderr)
-        if name in stated:
-            assert outcome.value.keys() == stated[name], name
