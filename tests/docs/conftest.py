@@ -1,6 +1,9 @@
-"""The command line in this process, an S3 server, and a folder such as pages speak of."""
+"""The command line in this process, servers, a folder such as pages speak of, and the site."""
 
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from tests import tiny
 from tests.cli.conftest import kdcache
 from tests.cli.making import write_weights
+from tests.docs.blocks import ROOT
 from tests.servers.fixtures import s3, swift_server
 
 __all__ = ["kdcache", "s3", "swift_server"]
@@ -39,3 +43,18 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` builds it; its warnings are errors."""
+    out = tmp_path_factory.mktemp("site")
+    command = re.search(r"\$\(BIN\)/python (-m sphinx .*)", (ROOT / "Makefile").read_text())
+    assert command is not None
+    words = shlex.split(command[1].replace("build/", f"{out}/"))
+    assert {"-W", "-n"} <= set(words)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return out / "docs"

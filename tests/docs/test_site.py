@@ -2,9 +2,6 @@
 
 import posixpath
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,21 +41,6 @@ class Page(HTMLParser):
             self.links.append(found["href"])
         if tag == "img" and len(found.get("alt", "")) < 20:
             self.unnamed.append(found["src"])
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` builds it; its warnings are errors."""
-    out = tmp_path_factory.mktemp("site")
-    command = re.search(r"\$\(BIN\)/python (-m sphinx .*)", (ROOT / "Makefile").read_text())
-    assert command is not None
-    words = shlex.split(command[1].replace("build/", f"{out}/"))
-    assert {"-W", "-n"} <= set(words)
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return out / "docs"
 
 
 @pytest.fixture(scope="module")

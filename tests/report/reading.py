@@ -52,7 +52,7 @@ def _faults(browser: Browser, page: Path | str, *, width: int, scheme: Scheme) -
     yield from browser.complaints
     if facts["width"] > width:
         yield f"the page is {facts['width']} wide"
-    if (_luminance(facts["background"]) > 0.5) != (scheme == "light"):
+    if (luminance(facts["background"]) > 0.5) != (scheme == "light"):
         yield f"the background is {facts['background']}"
     if facts["unnamed"]:
         yield f"{facts['unnamed']} pictures have no words"
@@ -80,11 +80,12 @@ def _crowded(picture: dict[str, Any]) -> Iterator[str]:
 
 def _contrast(one: str, other: str) -> float:
     """Return the contrast of two colours as WCAG 2 has it."""
-    dark, light = sorted(map(_luminance, (one, other)))
+    dark, light = sorted(map(luminance, (one, other)))
     return (light + 0.05) / (dark + 0.05)
 
 
-def _luminance(colour: str) -> float:
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour as WCAG 2 has it."""
     assert colour.startswith("rgb("), colour
     parts = np.array([int(part) for part in re.findall(r"\d+", colour)]) / 255
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
