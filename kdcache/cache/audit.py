@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.cache.decided import REPAIR
 from kdcache.cache.in_place import PublishedFolder
 from kdcache.cache.info import read_attributes
 from kdcache.cache.layers import explain_difference
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed, summarise
 from kdcache.cache.metadata import ROOT
-from kdcache.cache.store import REPAIR, Cache
+from kdcache.cache.store import Cache
 from kdcache.cache.zarr_path import read_by_zarr
 from kdcache.data.blocks import BlockSource
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError

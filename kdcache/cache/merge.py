@@ -9,6 +9,7 @@ from kdcache.cache.create import create_like
 from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, is_cache, open_cache
 from kdcache.errors import UsageError
 from kdcache.stores.location import Place
@@ -35,7 +36,7 @@ def run_copying(copying: Copying, *, progress: Callable[[int], None] = lambda _:
     target = copying.target
     copied = copy_spans(target, copying.sources, copying.spans, progress=progress)
     if not target.missing():
-        target.seal()
+        seal(target)
     return copied
 
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.cache.chunks import ChunkReader, PublishedChunks
+from kdcache.cache.decided import REPAIR, read_array, read_document, what_is_wrong
 from kdcache.cache.encode import encode_span
 from kdcache.cache.in_place import (
     PublishedFolder,
@@ -26,10 +27,9 @@ from kdcache.cache.in_place import (
     what_is_there,
 )
 from kdcache.cache.info import read_attributes
-from kdcache.cache.layout import EXTENT_LOCK, WITNESSES, Span, object_names
+from kdcache.cache.layout import WITNESSES, Span, object_names
 from kdcache.cache.limits import chunks_fit
 from kdcache.cache.manifest import (
-    COMMITS,
     SEAL,
     Commit,
     Seal,
@@ -38,29 +38,22 @@ from kdcache.cache.manifest import (
     read_seal,
     summarise,
     write_commit,
-    write_seal,
 )
 from kdcache.cache.metadata import (
     ROOT,
     Document,
     array_document,
     array_documents,
-    consolidation,
-    root_document,
-    to_text,
 )
 from kdcache.cache.objects import Folder, Objects
-from kdcache.cache.shard import decode_tile, without_checksum
+from kdcache.cache.shard import decode_tile
 from kdcache.data.dataset import tar_digest
-from kdcache.errors import CorruptError, IncompleteError, UsageError
-from kdcache.identity import read_json
+from kdcache.errors import CorruptError, UsageError
 from kdcache.recipe.parts import Role
 from kdcache.stores.location import Location, Place
 from kdcache.targets.fidelity import Fidelity
 from kdcache.targets.packed import Arrays
 from kdcache.targets.target import Fields
-
-REPAIR = "run kdcache repair"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +125,7 @@ class Cache:
         if isinstance(objects, PublishedFolder):
             documents = (name for name in objects.manifest.objects if name.endswith(ROOT))
             objects.expect((*documents, "rows/c/0", SEAL))
-        attributes = self._document(ROOT).get("attributes")
+        attributes = read_document(self.objects, ROOT).get("attributes")
         described = read_attributes(
             attributes if isinstance(attributes, dict) else {}, source=self.place
         )
@@ -179,19 +172,9 @@ class Cache:
 
     # --- what the cache is ---------------------------------------------------------------------
 
-    def _document(self, name: str) -> Document:
-        try:
-            return dict(read_json(self.objects.read(name)))
-        except FileNotFoundError:
-            problem = "missing"
-        except (ValueError, TypeError, RecursionError) as error:
-            problem = f"damaged: {error}"
-        advice = f"{REPAIR} --from a sound copy" if name == ROOT else REPAIR
-        raise CorruptError(f"{self.place / name}: {problem}; {advice}")
-
     def attributes(self) -> Document:
         """Return the root group's attributes as they are on the disk now, others' among them."""
-        return dict(self._document(ROOT)["attributes"])
+        return dict(read_document(self.objects, ROOT)["attributes"])
 
     def array_metadata(self, num_views: int | None = None) -> dict[str, Document]:
         """Return what the metadata of each array should be. num_views: None takes the cache's."""
@@ -204,41 +187,9 @@ class Cache:
 
     def problems(self) -> dict[str, str]:
         """Return what is wrong with objects that the attributes decide, by name."""
-        expected, problems = self.array_metadata(), {}
-        grown = expected
-        if self.extends_to is not None:
-            grown = self.array_metadata(self.extends_to)
-        root = self._document(ROOT)
-        if root.get("consolidated_metadata") == consolidation(expected):
-            del root["consolidated_metadata"]
-        # Attributes beside ours are those of others.
-        if root != root_document(root["attributes"], None):
-            problems[ROOT] = f"{self.place / ROOT}: is not the metadata of this cache"
-        for array, document in expected.items():
-            name = array_document(array)
-            try:
-                if self._document(name) not in (document, grown[array]):
-                    problems[name] = f"{self.place / name}: differs from what this cache's " + (
-                        "attributes ask for"
-                    )
-            except CorruptError as error:
-                problems[name] = str(error).removesuffix(f"; {REPAIR}")
-        try:
-            if not np.array_equal(self._stored("rows", None), self.rows):
-                problems["rows/c/0"] = f"{self.place / 'rows/c/0'}: unlike the dataset"
-        except CorruptError as error:
-            problems["rows/c/0"] = str(error).removesuffix(f"; {REPAIR}")
-        return problems
-
-    def _stored(self, array: str, tar: int | None) -> NDArray[Any]:
-        """Return what is known of all tars, or of one tar's rows."""
-        name = f"{array}/c/0" if tar is None else f"{array}/c/{tar}/0"
-        try:
-            data = without_checksum(self.objects.read(name), str(self.place / name))
-        except FileNotFoundError:
-            raise CorruptError(f"{self.place / name}: missing; {REPAIR}") from None
-        item = np.dtype("<u4" if tar is None else "<u8")
-        return np.frombuffer(data, item, count=len(data) // item.itemsize)
+        expected = self.array_metadata()
+        grown = self.array_metadata(self.extends_to) if self.extends_to else expected
+        return what_is_wrong(self.objects, expected, grown=grown, rows=self.rows)
 
     def uids(self, tar: int) -> NDArray[np.uint64]:
         """Return the uids of a tar's rows, uint64."""
@@ -250,7 +201,9 @@ class Cache:
 
     def _samples(self, tar: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         rows = slice(0, int(self.rows[tar]))
-        uids, contents = (self._stored(name, tar)[rows] for name in ("uids", "contents"))
+        uids, contents = (
+            read_array(self.objects, name, tar=tar)[rows] for name in ("uids", "contents")
+        )
         if tar_digest(uids, contents) != self.info.dataset["tars"][tar]["digest"]:
             raise CorruptError(
                 f"{self.place}: uids and contents of tar {tar} differ from its digest; {REPAIR}"
@@ -363,58 +316,6 @@ class Cache:
     def _unusable(self, fields: Arrays) -> tuple[int, ...]:
         first = {name: array[0] for name, array in fields.items()}
         return tuple(np.flatnonzero(~self.info.encoding.usable(first)).tolist())
-
-    def seal(self) -> Seal:
-        """Write the totals and consolidated metadata of a complete cache; return its totals.
-
-        One that was given more views meanwhile is left as it is.
-
-        Raises:
-            IncompleteError: spans are missing.
-            UsageError: the disk is full or read-only.
-        """
-        sealed = self._seal_that_stands()  # a read-only folder cannot be locked
-        if sealed is not None:
-            return sealed
-        with self.folder.lock(EXTENT_LOCK, wait=True):
-            sealed = self._seal_that_stands()  # of many processes that end at once, one reads all
-            if sealed is not None:
-                return sealed
-            seal, root = self._complete_totals(), self._sealed_root()
-            try:
-                self.folder.settle(COMMITS)
-                if root is not None and root != self._document(ROOT):
-                    self.folder.publish(ROOT, to_text(root), replace=True)
-                if root is not None and seal != read_seal(self.folder):
-                    write_seal(self.folder, seal)
-            except OSError as error:
-                raise self.cannot_write("the seal", error) from error
-        return seal
-
-    def _seal_that_stands(self) -> Seal | None:
-        """Return the seal of a complete cache whose metadata are consolidated; None without."""
-        try:
-            seal = self.valid_seal()
-        except CorruptError:
-            return None
-        stands = seal is not None and self._sealed_root() == self._document(ROOT)
-        return seal if stands and not self.missing() else None
-
-    def _complete_totals(self) -> Seal:
-        if absent := self.missing():
-            raise IncompleteError(
-                f"{self.path}: {len(absent)} spans are missing, the first is {absent[0]}; "
-                "run kdcache precompute again"
-            )
-        return summarise(self.folder, self.grid, self.info.id)
-
-    def _sealed_root(self) -> Document | None:
-        """Return the root document of the sealed cache; None if it has other views by now."""
-        now = read_attributes(attributes := self.attributes(), source=self.path)
-        if now.grid != self.grid:
-            return None
-        # An extension that was stopped goes on from the document that it left.
-        return root_document(attributes, None if now.extends_to else self.array_metadata())
 
     def cannot_write(self, what: str, error: OSError) -> UsageError:
         """Return the error of a full or read-only disk."""

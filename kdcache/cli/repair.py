@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdcache.cache.sealing import seal
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath, finding_value
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say
@@ -197,7 +198,7 @@ def _fill(
         run_visibly(store, left, compute, as_json=as_json)
     missing = store.missing()
     if not missing:
-        store.seal()
+        seal(store)
     return {
         "spans_copied": len(copied.spans) if copied else 0,
         "spans_computed": len(left) - len(missing),

@@ -9,6 +9,7 @@ from kdcache.cache.manifest import Commit, Seal
 from kdcache.cache.manifest import committed as spans_committed
 from kdcache.cache.objects import Locks
 from kdcache.cache.quarantine import is_quarantined, quarantine, quarantined, release
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache
 from kdcache.cache.writers import Heartbeat
 from kdcache.errors import DataError, KdcacheError
@@ -71,7 +72,7 @@ def run_inline(
         if run.errors or left:
             raise _joined(run.errors, left)
         # Whoever finishes the last of several slices seals the cache.
-        return job.cache.totals() if spans is not None and job.cache.missing() else job.cache.seal()
+        return job.cache.totals() if spans is not None and job.cache.missing() else seal(job.cache)
 
 
 def release_all(cache: Cache, spans: Iterable[Span]) -> None:
@@ -98,7 +99,7 @@ def conclude(cache: Cache, spans: Sequence[Span], errors: Sequence[KdcacheError]
     missing = set(cache.missing())
     if missing.intersection(spans) and errors:
         raise errors[0]
-    return cache.totals() if missing else cache.seal()
+    return cache.totals() if missing else seal(cache)
 
 
 def _left_in_quarantine(cache: Cache) -> dict[Span, KdcacheError]:

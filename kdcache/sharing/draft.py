@@ -29,6 +29,7 @@ from kdcache.cache.published import (
     RecipeSummary,
     TeacherSummary,
 )
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError
 from kdcache.identity import canonical_json, digest
@@ -99,7 +100,7 @@ def draft(basis: Basis, records: Mapping[Span, bytes], *, where: Place) -> Draft
                 damaged[span] = renamed(error, path, where)
                 (path / span.commit_name).unlink()
         if not bare.missing():
-            bare.seal()
+            seal(bare)
         names = [ROOT, *map(array_document, bare.array_metadata())]
         names += [SEAL] if (path / SEAL).exists() else []
         documents = {name: (path / name).read_bytes() for name in names}

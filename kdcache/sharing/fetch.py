@@ -19,6 +19,7 @@ from kdcache.cache.layout import Span
 from kdcache.cache.manifest import parse_commit
 from kdcache.cache.merge import check_part, open_or_create
 from kdcache.cache.objects import Locks
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, MismatchError, UsageError
 from kdcache.sharing.catalogue import AGAIN, Published
@@ -164,7 +165,7 @@ def run_fetch(fetching: Fetching, *, progress: Callable[[int], None] = lambda _:
         finally:
             spans.shutdown(wait=False, cancel_futures=True)
     if not target.missing():
-        target.seal()
+        seal(target)
     return Fetched(tuple(results.spans), results.size_bytes, tuple(results.damaged))
 
 

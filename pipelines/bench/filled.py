@@ -16,6 +16,7 @@ from kdcache.cache.info import CacheInfo
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import Commit, Seal, write_seal
 from kdcache.cache.metadata import ROOT, root_document, to_text
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache
 from kdcache.data.dataset import tar_digest
 from kdcache.identity import digest
@@ -186,7 +187,7 @@ def filled_cache(path: Path, targets: Targets, *, num_rows: int, num_views: int)
     tiles = targets.tiles(num_rows)
     for span in cache.grid.spans():
         fill_span(cache, span, {name: np.roll(a, 5 * span.run, 1) for name, a in tiles.items()})
-    cache.seal()
+    seal(cache)
     return cache
 
 

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from kdcache.cache.layout import Span
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.wanted import wanted_record, wanted_tile
 from kdcache.data.blocks import dataset_source
@@ -108,7 +109,7 @@ def make_tiles(path: Path, sizes: Sizes) -> Cache:
     cache = empty_cache(path, DEFAULT, rows=[sizes.rows] * sizes.tars, num_views=SPAN_VIEWS)
     for tar in range(sizes.tars):
         fill_span(cache, Span(tar, 0), tiles)
-    cache.seal()
+    seal(cache)
     return cache
 
 

@@ -12,6 +12,7 @@ import zarr
 from kdcache import __version__
 from kdcache.cache.audit import check_objects
 from kdcache.cache.create import create_cache
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.zarr_path import read_by_zarr
 from kdcache.errors import CorruptError, KdcacheError, UsageError
@@ -218,7 +219,7 @@ def test_attributes_that_are_not_known_survive_sealing(tmp_path: Path) -> None:
     assert before.info.unknown == {"later": {"x": 1.5}, "sooner": None}
     assert before.info.id == filled.cache.info.id
     attributes = before.attributes()
-    before.seal()
+    seal(before)
     after = open_cache(filled.cache.path)
     assert list(check_objects(after)) == []
     assert after.attributes() == attributes

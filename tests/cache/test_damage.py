@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from kdcache.cache import audit
 from kdcache.cache.layout import Span, object_names, span_named
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError, UsageError
 from tests.cache.filling import Filled, full
@@ -76,7 +77,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             teacher=teacher,
             seed=seed,
         )
-        filled.cache.seal()
+        seal(filled.cache)
         trees.append(files(filled.cache.path))
         if name == "c":
             first = filled

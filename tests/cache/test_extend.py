@@ -16,6 +16,7 @@ from kdcache.cache.audit import check_objects
 from kdcache.cache.extend import extend_cache
 from kdcache.cache.manifest import committed
 from kdcache.cache.objects import Folder
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import CorruptError, UsageError
@@ -34,7 +35,7 @@ ENCODINGS = ["topk:3", "packed:3", "adaptive:0.05", "dense:f2"]
 
 
 def _seal(filled: Filled) -> None:
-    filled.cache.seal()
+    seal(filled.cache)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -145,7 +146,7 @@ def test_a_kill_before_any_change_leaves_the_old_cache_or_the_new_one(tmp_path: 
         if pending and sealed:  # a job that fills the old views may seal them in between
             cache.folder.remove("seal.json")
             root = cache.folder.read(ROOT)
-            assert cache.seal() == cache.valid_seal()
+            assert seal(cache) == cache.valid_seal()
             assert cache.folder.read(ROOT) == root
         assert _extend(folder).grid.num_views == 4
         assert files(folder / "c") == expected

@@ -16,6 +16,7 @@ import torch
 from kdcache.cache.audit import check_objects
 from kdcache.cache.in_place import open_published
 from kdcache.cache.published import MANIFEST, manifest_digest
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.summary import summarise_cache
 from kdcache.data.dataset import Dataset
@@ -221,7 +222,7 @@ def test_verify_reads_every_object_past_this_disk(lent: Lent) -> None:
 
 def test_nothing_is_written_in_place(lent: Lent) -> None:
     cache = open_cache(lent.place)
-    for refused in (lambda: cache.path, lambda: cache.folder, cache.seal):
+    for refused in (lambda: cache.path, lambda: cache.folder, lambda: seal(cache)):
         with pytest.raises(UsageError, match=r"^http://.*: is read in place.*kdcache fetch$"):
             refused()
     assert not hasattr(cache.objects, "publish")

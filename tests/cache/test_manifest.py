@@ -23,6 +23,7 @@ from kdcache.cache.manifest import (
     write_seal,
 )
 from kdcache.cache.objects import Folder
+from kdcache.cache.sealing import seal
 from kdcache.cache.shard import Place
 from kdcache.cache.store import Cache
 from kdcache.errors import CorruptError, IncompleteError, MismatchError
@@ -284,9 +285,9 @@ def test_totals_are_the_sums_of_the_records(folder: Folder) -> None:
 
 def test_a_seal_is_read_as_it_was_written(folder: Folder) -> None:
     assert read_seal(folder) is None
-    for seal in (Seal("id", 4, 77, {0: (1, 2), 11: (0,)}, FIDELITY), Seal("x", 8, 0, {}, NO_ROWS)):
-        write_seal(folder, seal)
-        assert read_seal(folder) == seal
+    for one in (Seal("id", 4, 77, {0: (1, 2), 11: (0,)}, FIDELITY), Seal("x", 8, 0, {}, NO_ROWS)):
+        write_seal(folder, one)
+        assert read_seal(folder) == one
 
 
 def test_a_damaged_seal_is_refused(folder: Folder) -> None:
@@ -312,5 +313,5 @@ def test_an_incomplete_cache_is_not_sealed(cache: Cache) -> None:
     (cache.path / SEAL).unlink()
     (cache.path / Span(1, 1).commit_name).unlink()
     with pytest.raises(IncompleteError, match="1 spans are missing, the first is 1-1"):
-        cache.seal()
+        seal(cache)
     assert read_seal(cache.folder) is None

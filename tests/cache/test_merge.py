@@ -14,6 +14,7 @@ from kdcache.cache.copy import Copied
 from kdcache.cache.layout import Span, object_names
 from kdcache.cache.manifest import committed, write_commit
 from kdcache.cache.merge import Copying, prepare_merge, run_copying
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import CorruptError, MismatchError, UsageError
@@ -50,7 +51,7 @@ SPANS = [Span(tar, run) for tar in range(3) for run in range(2)]
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_parts_make_the_cache_that_one_machine_makes(tmp_path: Path, encoding: str) -> None:
     whole = full(tmp_path / "whole", encoding=encoding, unusable={0: (2,)})
-    whole.cache.seal()
+    seal(whole.cache)
     for name, spans in {"a": SPANS[:2], "b": SPANS[1:4], "c": SPANS[4:]}.items():
         filled = part(tmp_path / name, spans, encoding=encoding, unusable={0: (2,)})
         cache, copied = merge(tmp_path / "all", filled.cache.path)
@@ -92,7 +93,7 @@ def test_a_new_cache_has_as_many_views_as_any_source_and_the_attributes_of_the_f
     cache, copied = merge(tmp_path / "all", small.cache.path, large.cache.path)
     assert (cache.grid.num_views, cache.missing(), len(copied.spans)) == (6, [], 9)
     large.check_all(cache)
-    large.cache.seal()
+    seal(large.cache)
     assert tiny.tree(cache.path) == tiny.tree(large.cache.path)
 
 
@@ -270,13 +271,13 @@ def test_a_kill_before_any_change_leaves_a_cache_that_goes_on(tmp_path: Path) ->
         assert files(path) == expected, folder
         assert not list(path.glob("*/c/**/*.partial"))
     assert counts == {(False, 0), (True, 0), (True, 1), (True, 2)}
-    whole.cache.seal()
+    seal(whole.cache)
     assert tiny.tree(tmp_path / "done" / "all") == tiny.tree(whole.cache.path)
 
 
 def test_a_full_disk_at_any_write_keeps_what_is_copied(tmp_path: Path) -> None:
     source = full(tmp_path / "a", rows=(3, 1), num_views=2, encoding="dense:f2").cache
-    source.seal()
+    seal(source)
     expected, told = files(source.path), []
     for writes in range(100):
         path = tmp_path / str(writes)

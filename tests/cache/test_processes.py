@@ -10,6 +10,7 @@ import torch
 from torch.multiprocessing import get_context
 from torch.utils.data import DataLoader, Dataset
 
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError
 from tests.cache.filling import Filled, full
@@ -24,7 +25,7 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A sealed cache with a row without targets."""
     path = tmp_path_factory.mktemp("filled") / "c"
     filled = full(path, encoding=request.param, num_classes=12, unusable={0: (2,)})
-    filled.cache.seal()
+    seal(filled.cache)
     return filled
 
 

@@ -18,6 +18,7 @@ from kdcache.cache.manifest import committed
 from kdcache.cache.merge import Copying, run_copying
 from kdcache.cache.objects import Locks
 from kdcache.cache.repair import Plan, carry_out, is_readable, plan_repair, restore_root
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import CorruptError, MismatchError, UsageError
@@ -263,7 +264,7 @@ def test_a_copy_of_other_views_gives_the_root_of_those_that_are_there(
 ) -> None:
     """Ours was extended since the copy was made, and has more spans."""
     ours, copy = full(tmp_path / "a", num_views=6), full(tmp_path / "b", num_views=2)
-    ours.cache.seal()
+    seal(ours.cache)
     expected = files(ours.cache.path)
     (ours.cache.path / "zarr.json").unlink()
     mend(ours.cache.path, [copy.cache.path])
@@ -355,7 +356,7 @@ def _mend_here(folder: Path) -> None:
 def test_a_kill_before_any_change_leaves_less_but_nothing_wrong(tmp_path: Path) -> None:
     """Spans in place are sound, or still to be withdrawn; no seal says that all are there."""
     filled = full(tmp_path / "copy", encoding="dense:f2", rows=(3, 2), num_views=2, span_views=1)
-    filled.cache.seal()
+    seal(filled.cache)
     sound, bad = files(tmp_path / "copy"), {Span(0, 1), Span(1, 0)}
 
     def prepare(folder: Path) -> None:

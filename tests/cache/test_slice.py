@@ -11,6 +11,7 @@ from kdcache.cache.audit import check_objects
 from kdcache.cache.copy import Copied
 from kdcache.cache.layout import Span
 from kdcache.cache.merge import prepare_merge, prepare_slice, run_copying
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import IncompleteError, MismatchError, UsageError
@@ -31,7 +32,7 @@ def cut(path: Path, out: Path, **options: Any) -> tuple[Cache, Copied]:
 def whole(tmp_path: Path) -> Filled:
     """A sealed cache of 8 views in spans of 2, of three tars."""
     filled = full(tmp_path / "whole", num_views=8)
-    filled.cache.seal()
+    seal(filled.cache)
     return filled
 
 
@@ -39,7 +40,7 @@ def test_the_first_views_are_the_cache_made_with_so_many(tmp_path: Path, whole: 
     before = files(whole.cache.path)
     cache, copied = cut(whole.cache.path, tmp_path / "out", num_views=4)
     made = full(tmp_path / "made", num_views=4)
-    made.cache.seal()
+    seal(made.cache)
     assert (cache.missing(), len(copied.spans)) == ([], 6)
     assert cache.valid_seal() == made.cache.valid_seal()
     assert tiny.tree(cache.path) == tiny.tree(made.cache.path)

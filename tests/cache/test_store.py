@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kdcache.cache.audit import check_objects
 from kdcache.cache.layout import Span, object_names
+from kdcache.cache.sealing import seal
 from kdcache.cache.shard import decode_tile, encode_tile
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, IncompleteError, KdcacheError
@@ -146,7 +147,7 @@ def test_objects_can_be_read_by_hand(original: Filled) -> None:
 
 
 def test_plain_zarr_reads_the_sealed_cache(cache: Cache) -> None:
-    cache.seal()
+    seal(cache)
     group = zarr.open_group(cache.path, mode="r")
     assert group.metadata.consolidated_metadata is not None
     tile = cache.read_tile(1, 3)
@@ -346,7 +347,7 @@ def test_a_class_beyond_the_last_is_found(tmp_path: Path, encoding: str) -> None
         started=0.0,
     )
     cache = open_cache(tmp_path / "c")
-    cache.seal()
+    seal(cache)
     (finding,) = check_objects(cache)
     assert (finding.where, finding.span) == ("tar 0, view 0", Span(0, 0))
     assert finding.problem == "names classes that the teacher has not"

@@ -18,6 +18,7 @@ from kdcache.cache.audit import check_objects
 from kdcache.cache.layout import Span
 from kdcache.cache.merge import prepare_merge, prepare_slice, run_copying
 from kdcache.cache.objects import Folder
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.writers import Heartbeat, Writer, read_writers
 from kdcache.data.dataset import Dataset
@@ -289,7 +290,7 @@ def test_a_writer_whose_file_was_deleted_writes_it_again(tmp_path: Path) -> None
 def watched(tmp_path: Path) -> Cache:
     """A sealed cache in which somebody left two files."""
     cache = full(tmp_path / "c").cache
-    cache.seal()
+    seal(cache)
     _leave(cache.path, "node7-12-0a0b.json")
     _leave(cache.path, ".node8-12-0a0b.json.12.partial", data=b"{")
     return cache
@@ -297,7 +298,7 @@ def watched(tmp_path: Path) -> Cache:
 
 def test_what_writers_left_is_no_part_of_the_cache(watched: Cache, tmp_path: Path) -> None:
     assert list(check_objects(watched)) == []
-    assert watched.seal() == watched.valid_seal()
+    assert seal(watched) == watched.valid_seal()
     run_copying(prepare_merge(tmp_path / "merged", [watched.path]))
     run_copying(prepare_slice(watched.path, tmp_path / "cut", num_views=4))
     shutil.rmtree(watched.path / "writers")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.cache.layout import Span
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import open_cache
 from tests.cli.conftest import Run
 from tests.cli.making import check_refusal
@@ -198,7 +199,7 @@ def test_fetch_brings_the_whole_cache_or_a_part(kdcache: Run, place: Path, tmp_p
     whole = kdcache("fetch", place, "best", tmp_path / "whole")
     assert (whole.code, whole.stderr) == (0, "")
     assert "complete" in whole.stdout
-    open_cache(tmp_path / "cache").seal()
+    seal(open_cache(tmp_path / "cache"))
     assert catalogues.files(tmp_path / "whole") == catalogues.files(tmp_path / "cache")
     part = kdcache(
         "fetch",

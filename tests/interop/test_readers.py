@@ -19,6 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from kdcache.cache.layout import Span
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.cache.zarr_path import read_by_zarr
 from kdcache.errors import IncompleteError
@@ -54,7 +55,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         options["unusable"] = {}
     path = tmp_path_factory.mktemp("case") / "cache"
     cache = filling.full(path, **options).cache
-    cache.seal()
+    seal(cache)
     return open_cache(path)
 
 

@@ -16,6 +16,7 @@ import pytest
 from kdcache.cache.layout import Span
 from kdcache.cache.manifest import committed
 from kdcache.cache.objects import Folder
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.errors import KdcacheError
@@ -87,7 +88,7 @@ def test_processes_that_start_together_share_the_spans(
     assert (len(together), together.total()) == (NUM_VIEWS, NUM_VIEWS)
     assert sum(bool(seen) for seen in by_process) > 1, "one process did all the work"
     assert tiny.tree(tmp_path / "cache") == expected
-    assert open_cache(tmp_path / "cache").totals() == open_cache(tmp_path / "cache").seal()
+    assert open_cache(tmp_path / "cache").totals() == seal(open_cache(tmp_path / "cache"))
 
 
 def _compute_when_told(path: Path, dataset: Dataset, span: Span, wire: Connection) -> None:

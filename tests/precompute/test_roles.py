@@ -12,6 +12,7 @@ from PIL import Image
 from kdcache.cache.audit import check_objects, check_replay, check_teacher
 from kdcache.cache.extend import extend_cache
 from kdcache.cache.merge import prepare_merge, prepare_slice, run_copying
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset
@@ -142,7 +143,7 @@ def test_caches_with_two_witnesses_are_extended_merged_and_sliced(
     run_copying(prepare_slice(whole.path, part, num_views=4, first_view=2, tars=range(1, 3)))
     merging = prepare_merge(tmp_path / "merged", [part, whole.path])
     run_copying(merging)
-    merging.target.seal()
+    seal(merging.target)
     assert tiny.tree(whole.path) == tiny.tree(tmp_path / "merged")
 
 

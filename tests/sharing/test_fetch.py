@@ -11,6 +11,7 @@ from kdcache.cache.info import with_extent
 from kdcache.cache.layout import Span
 from kdcache.cache.merge import prepare_merge, run_copying
 from kdcache.cache.metadata import ROOT
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, MismatchError, UntrustedError, UsageError
 from kdcache.identity import canonical_json
@@ -26,7 +27,7 @@ from tests.sharing.catalogues import Dying, KilledError
 def cache(tmp_path: Path) -> Cache:
     """A complete cache, sealed."""
     found = catalogues.part(tmp_path / "cache", unusable={2: (1, 4)})
-    found.seal()
+    seal(found)
     return found
 
 
@@ -49,7 +50,7 @@ def test_a_fetched_cache_is_the_published_one_to_the_last_byte(
 @pytest.mark.parametrize("encoding", ["dense:f2", "packed:4", "adaptive:0.05"])
 def test_caches_of_all_encodings_are_fetched(tmp_path: Path, encoding: str) -> None:
     cache = catalogues.part(tmp_path / "cache", encoding=encoding, num_classes=12)
-    cache.seal()
+    seal(cache)
     published = catalogues.send(cache, catalogues.new(tmp_path / "catalogue")).published
     catalogues.fetch(published, tmp_path / "out")
     assert catalogues.files(tmp_path / "out") == catalogues.files(cache.path)
@@ -119,7 +120,7 @@ def test_spans_are_fetched_to_a_cache_of_more_views(tmp_path: Path, published: P
 
 def test_a_fetch_that_is_killed_leaves_whole_spans_and_goes_on(tmp_path: Path) -> None:
     cache = catalogues.part(tmp_path / "cache", rows=(3,), span_views=1, encoding="dense:f2")
-    cache.seal()
+    seal(cache)
     place = tmp_path / "catalogue"
     catalogues.send(cache, catalogues.new(place))
 

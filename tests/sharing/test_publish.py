@@ -10,6 +10,7 @@ from kdcache.cache.extend import extend_cache
 from kdcache.cache.layout import Span
 from kdcache.cache.metadata import ROOT
 from kdcache.cache.published import Licences
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 from kdcache.sharing.catalogue import Catalogue, Published
@@ -27,7 +28,7 @@ SMALL: dict[str, Any] = {"rows": (3,), "num_views": 2, "span_views": 1, "encodin
 def test_a_published_cache_is_the_local_one_and_what_tells_of_it(tmp_path: Path) -> None:
     cache, catalogue = catalogues.part(tmp_path / "cache"), catalogues.new(tmp_path / "catalogue")
     sent = catalogues.send(cache, catalogue)
-    cache.seal()
+    seal(cache)
     there = catalogues.files(tmp_path / "catalogue" / "caches" / cache.info.id)
     local = catalogues.files(cache.path)
     assert {name: data for name, data in there.items() if name in local} == local

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kdcache.cache.layout import Span
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import Cache, open_cache
 from kdcache.sharing.catalogue import Catalogue
 from kdcache.sharing.publish import publish
@@ -62,7 +63,7 @@ def test_eight_publishers_of_one_cache_race_harmlessly(raced: Path, tmp_path: Pa
     (contribution,) = published.manifest.contributions
     assert contribution.spans == 6
     catalogues.fetch(published, tmp_path / "out")
-    cache.seal()
+    seal(cache)
     assert catalogues.files(tmp_path / "out") == catalogues.files(cache.path)
     found = rebuild(catalogue)
     assert (found.mended, found.damaged) == ((), ())

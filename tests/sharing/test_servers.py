@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdcache.cache.layout import Span
+from kdcache.cache.sealing import seal
 from kdcache.cache.store import open_cache
 from kdcache.errors import CorruptError, UsageError
 from kdcache.sharing.catalogue import Catalogue, open_catalogue
@@ -31,7 +32,7 @@ def catalogue(swift_server: swift.Swift, s3: faults.Proxy) -> Catalogue:
 
 def test_a_bucket_serves_as_a_folder_does(catalogue: Catalogue, tmp_path: Path) -> None:
     whole = catalogues.part(tmp_path / "whole", **FEW)
-    whole.seal()
+    seal(whole)
     spans = list(whole.grid.spans())
     assert (catalogue.ids(), catalogue.refs()) == ([], ({}, {}))
     for number, chosen in enumerate((spans[:1], spans[1:])):
@@ -62,7 +63,7 @@ def test_a_publish_through_faults_is_whole_or_not_seen(
     catalogues.check_whole(sent.published)
     assert len(s3.asked()) > 70
     catalogues.fetch(sent.published, tmp_path / "out")
-    cache.seal()
+    seal(cache)
     assert catalogues.files(tmp_path / "out") == catalogues.files(cache.path)
 
 
@@ -110,7 +111,7 @@ def test_http_without_listing_is_for_reading(tmp_path: Path) -> None:
     cache = catalogues.part(tmp_path / "cache", **FEW)
     folder = catalogues.new(tmp_path / "served" / "catalogue")
     publish(cache, folder, replace(TEAM, ref="best"))
-    cache.seal()
+    seal(cache)
     serve = static.plain if static.missing() else static.nginx
     with serve(tmp_path / "served") as server:
         catalogue = open_catalogue(f"{server.url}/catalogue")
