@@ -62,27 +62,27 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
         (7, 1, 5),
     ]
     views, central = (outcome.value for outcome in outcomes["precompute"])
-    assert (views["views"], views["spans_computed"], central["views"]) == (16, 2, 1)
+    assert (views["views"], views["spans_computed"], central["views"]) == (24, 3, 1)
     inspected = outcomes["inspect"][0].value
     assert inspected["id"] == views["id"]
-    assert (inspected["coverage"], inspected["views_stored"]) == (1, 320)
+    assert (inspected["coverage"], inspected["views_stored"]) == (1, 480)
     verified = outcomes["verify"][0].value
     assert (verified["damaged"], verified["spans_missing"]) == ([], 0)
     assert verified["replay"] == {"blocks": 1, "differing": []}
     assert verified["teacher"]["same"] is True
     assert verified["teacher"]["rows"] > 0
     trained, measured = outcomes["train"][0].value, outcomes["eval"][0].value
-    assert (trained["epoch"], trained["reuse"], trained["val_samples"]) == (2, 0.125, 7)
+    assert (trained["epoch"], trained["reuse"], trained["val_samples"]) == (2, 2 / 24, 7)
     assert measured["samples"] == 7
     for name in ("top1", "kl_nats", "agreement"):
         assert measured[name] == pytest.approx(trained[f"val_{name}"], abs=1e-6)
     assert (place / "build/run/student.safetensors").exists()
-    assert (place / "student.onnx").exists()
+    assert (place / "student.pt2").exists()
 
     for name in ("precompute", "train"):  # what people read goes elsewhere
         assert outcomes[name][0].stderr.count("\n") >= 1
-    assert "2 spans of 8 views to do" in outcomes["precompute"][0].stderr
-    assert "2 of 16 stored views, each used once" in outcomes["train"][0].stderr
+    assert "3 spans of 8 views to do" in outcomes["precompute"][0].stderr
+    assert "2 of 24 stored views, each used once" in outcomes["train"][0].stderr
     assert "epoch 2/2: loss " in outcomes["train"][0].stderr
 
 
