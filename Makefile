@@ -123,6 +123,10 @@ docs-serve: docs ## show it at http://127.0.0.1:8000
 
 # --- jobs ----------------------------------------------------------------------------------
 
+# What is given goes to the jobs letter by letter: neither make nor the shell reads it.
+GIVEN := DATA OUT TEACHER WEIGHTS RECIPE VIEWS CACHE STUDENT EPOCHS RUN NAME SCHEDULE STEP REUSE GPUS
+$(foreach name,$(GIVEN),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
+
 demo: setup ## run the whole pipeline on a small dataset into build/demo; SEED=0
 	$(BIN)/python -m pipelines.demo --seed $(SEED) $(ARGS)
 
@@ -137,28 +141,28 @@ paper-quick: setup ## a trial of the study into build/paper/results; under 5 min
 
 pack: EXAMPLE = make pack DATA=photos OUT=build/photos
 pack: need-DATA need-OUT setup ## pack images into tars; DATA OUT
-	$(BIN)/kdcache pack "$(DATA)" "$(OUT)" $(ARGS)
+	$(BIN)/kdcache pack "$$DATA" "$$OUT" $(ARGS)
 
 precompute: EXAMPLE = make precompute DATA=build/photos TEACHER=torchvision:resnet50 \
   WEIGHTS=resnet50.pth RECIPE=funmatch VIEWS=16 CACHE=build/cache
 precompute: need-DATA need-TEACHER need-RECIPE need-VIEWS need-CACHE setup ## store teacher targets; DATA TEACHER RECIPE VIEWS CACHE [WEIGHTS]
-	$(BIN)/kdcache precompute --data "$(DATA)" --teacher "$(TEACHER)" \
-	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
-	  --recipe "$(RECIPE)" --views "$(VIEWS)" --cache "$(CACHE)" $(ARGS)
+	$(BIN)/kdcache precompute --data "$$DATA" --teacher "$$TEACHER" \
+	  $(if $(WEIGHTS),--weights "$$WEIGHTS") \
+	  --recipe "$$RECIPE" --views "$$VIEWS" --cache "$$CACHE" $(ARGS)
 
 train: EXAMPLE = make train DATA=build/photos CACHE=build/cache STUDENT=torchvision:resnet18 \
   EPOCHS=48 RUN=build/run
 train: need-DATA need-CACHE need-STUDENT need-EPOCHS need-RUN setup ## train a student from a cache; DATA CACHE STUDENT EPOCHS RUN
-	$(BIN)/kdcache train --data "$(DATA)" --cache "$(CACHE)" --student "$(STUDENT)" \
-	  --epochs "$(EPOCHS)" --out "$(RUN)" $(ARGS)
+	$(BIN)/kdcache train --data "$$DATA" --cache "$$CACHE" --student "$$STUDENT" \
+	  --epochs "$$EPOCHS" --out "$$RUN" $(ARGS)
 
 verify: EXAMPLE = make verify CACHE=build/cache DATA=build/photos
 verify: need-CACHE setup ## check a cache, and with DATA a share of its pixels too; CACHE [DATA]
-	$(BIN)/kdcache verify "$(CACHE)" $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(BIN)/kdcache verify "$$CACHE" $(if $(DATA),--data "$$DATA") $(ARGS)
 
 inspect: EXAMPLE = make inspect CACHE=build/cache
 inspect: need-CACHE setup ## say what a cache holds; CACHE
-	$(BIN)/kdcache inspect "$(CACHE)" $(ARGS)
+	$(BIN)/kdcache inspect "$$CACHE" $(ARGS)
 
 recipe: EXAMPLE = make recipe NAME=flowers102 SCHEDULE=fast DATA=data \
   TEACHER=timm:resnetv2_152x2_bit WEIGHTS=flowers.safetensors
@@ -172,7 +176,7 @@ doctor: setup ## say what this machine is, and whether caches made elsewhere rep
 	$(BIN)/kdcache doctor $(ARGS)
 
 need-%:
-	@test -n "$($*)" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }
+	@test -n "$$$*" || { echo "$* is missing; for example: $(EXAMPLE)"; exit 2; }
 
 # --- benchmarks ----------------------------------------------------------------------------
 

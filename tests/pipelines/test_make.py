@@ -35,12 +35,15 @@ def _make(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _command(program: str, *words: str) -> list[str]:
-    """Return the words of the command that make would run, quoting undone."""
+    """Return the words of the command that make would run, as the shell makes them."""
     done = _make("-n", *words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.replace("\\\n", " ").splitlines()
     (line,) = (line for line in lines if line.startswith(program))
-    return shlex.split(line)
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    script = f"set -- {line}\nprintf '%s\\0' \"$@\""
+    said = subprocess.run(["sh", "-c", script], env=given, capture_output=True, check=True)
+    return said.stdout.decode().split("\0")[:-1]
 
 
 def _parsed(words: list[str]) -> dict[str, Any]:
@@ -81,6 +84,19 @@ def test_pack_verify_and_inspect_are_the_same_jobs() -> None:
     assert (found["cache"], found["data"], found["replay"]) == ("c", "d", 1)
     assert _parsed(_command(".venv/bin/kdcache", "verify", "CACHE=c"))["data"] is None
     assert _parsed(_command(".venv/bin/kdcache", "inspect", "CACHE=c"))["cache"] == "c"
+
+
+@pytest.mark.parametrize(
+    "name", ["a $(touch x)", "`touch x`", "cost$5", 'a "quoted" one', "it's", "two\nlines", "#no"]
+)
+def test_a_name_reaches_its_job_letter_by_letter(name: str, tmp_path: Path) -> None:
+    (tmp_path / "kdcache").write_text('#!/bin/sh\nprintf \'%s\' "$3" > "$0.said"\n')
+    (tmp_path / "kdcache").chmod(0o755)
+    place = f"BIN={os.path.relpath(tmp_path, ROOT)}"
+    done = _make("-o", "setup", "pack", "DATA=d", f"OUT={name}", place)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kdcache.said").read_text() == name
+    assert not (ROOT / "x").exists()
 
 
 def test_the_demo_takes_a_seed() -> None:
