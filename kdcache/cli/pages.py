@@ -33,6 +33,6 @@ def write_page(path: Path, title: str, sections: Sequence["Section"], *, script:
     from kdcache.files import write_whole
     from kdcache.report.page import render_page
 
-    data = render_page(title, sections, script=script).encode()
+    data = render_page(title, sections, script=script).encode(errors="backslashreplace")
     write_whole(path, lambda partial: partial.write_bytes(data))
     return len(data)
