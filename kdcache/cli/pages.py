@@ -22,10 +22,13 @@ def check_page(path: Path) -> None:
         raise UsageError(f"{path}: expected a name that ends in .html, in a folder that is there")
     from kdcache.report.page import MARK
 
-    if path.exists():
-        with path.open("rb") as file:
-            if MARK.encode() not in file.read(HEAD_BYTES):
-                raise UsageError(f"{path}: is there, and is no page of kdcache; name another file")
+    if path.exists() and not (path.is_file() and _begins_with(path, MARK)):
+        raise UsageError(f"{path}: is there, and is no page of kdcache; name another file")
+
+
+def _begins_with(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        return mark.encode() in file.read(HEAD_BYTES)
 
 
 def write_page(path: Path, title: str, sections: Sequence["Section"], *, script: str = "") -> int:

@@ -1,5 +1,6 @@
 """Claims about what commands print while they work."""
 
+import json
 import logging
 import os
 import pty
@@ -83,6 +84,13 @@ def test_quiet_leaves_results_and_takes_progress_and_notes(
     assert "work 1/2" in written[0].err
     assert "a note" in written[0].err
     assert written[1].err == ""
+
+
+def test_json_has_null_for_a_number_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"a": float("nan"), "b": [1.5, (float("-inf"), "NaN")], "c": {"d": float("inf")}}
+    output.give(value, as_json=True, lines={})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, [None, "NaN"]], "c": {"d": None}}
 
 
 @pytest.mark.parametrize("before", [True, False])
