@@ -71,9 +71,7 @@ def read_run(folder: Path) -> RunLog:
     """
     path = folder / CONFIG
     try:
-        settings = read_strict_json(
-            read_small(path, most_bytes=MOST_BYTES), most_bytes=MOST_BYTES
-        )
+        settings = read_strict_json(read_small(path, most_bytes=MOST_BYTES), most_bytes=MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder}: no run here; kdcache train --out makes one") from None
     except ValueError as error:

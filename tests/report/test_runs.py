@@ -237,7 +237,6 @@ def test_odd_numbers_are_drawn_without_a_warning(tmp_path: Path, values: tuple[f
     draw([write_run(tmp_path / "odd", lines, batch_size=2**53)], tmp_path / "odd.png")
 
 
-
 def draw(folders: list[Path], path: Path) -> None:
     draw_curves([read_run(folder) for folder in folders], path)
     with Image.open(path) as image:

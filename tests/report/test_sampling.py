@@ -92,7 +92,9 @@ def test_labels_of_classes_of_other_names_are_not_compared_which_is_said_first(
     assert (turned.sample.said.labels == -1).all()
     first, *others = cache_sections(turned, loud={})
     assert first.title == "Classes of other names"
-    assert "4 of 5 classes have other names in the dataset; class 0 is 'class0'" in first.paragraphs[0]
+    assert (
+        "4 of 5 classes have other names in the dataset; class 0 is 'class0'" in first.paragraphs[0]
+    )
     (said,) = (section for section in others if section.title == "What the teacher said")
     assert said.paragraphs[-1].startswith("Labels are not compared")
     (sheet,) = make_sheets(turned, tar=0, rows=[0], views=[0])
