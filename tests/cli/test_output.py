@@ -19,6 +19,8 @@ from kdcache.pixels.conformance import chosen_backends
 from kdcache.stores import clients
 from kdcache.stores.location import Location
 from tests.cli.conftest import Run
+from tests.cli.making import check_refusal
+from tests.report.making import metrics, write_run
 
 
 def test_a_log_has_a_line_every_30_seconds_at_most_each_in_one_piece(
@@ -111,6 +113,29 @@ def test_quiet_and_verbose_may_stand_anywhere(
 def test_words_after_two_dashes_are_no_options() -> None:
     words = ["inspect", "-q", "a", "--", "-v"]
     assert hoisted(words) == ["-q", "inspect", "a", "--", "-v"]
+    assert hoisted(["--json", "-q", *words]) == ["-q", "-q", "inspect", "a", "--json", "--", "-v"]
+    assert hoisted(["--json", "--json"]) == ["--json", "--json"]
+
+
+def test_json_may_stand_before_the_command(kdcache: Run, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", metrics(1))
+    assert kdcache("--json", "compare", run).value["runs"][0]["epochs_done"] == 1
+
+
+@pytest.mark.parametrize("words", [["-qv"], ["-v", "--quiet"]])
+def test_quiet_and_verbose_exclude_each_other(kdcache: Run, words: list[str]) -> None:
+    check_refusal(kdcache("compare", "x", *words), 2, "--quiet and --verbose: exclude each other")
+
+
+def test_errors_of_the_system_are_one_line_of_the_name_that_people_know(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "a\nb\x1b/config.json").mkdir(parents=True)
+    odd = kdcache("compare", tmp_path / "a\nb\x1b")
+    check_refusal(odd, 2, "a b\\x1b/config.json: Is a directory; see that the path is right")
+    page = tmp_path / ("x" * 248 + ".html")
+    long = kdcache("show", write_run(tmp_path / "run", metrics(1)), "--out", page)
+    check_refusal(long, 2, f"kdcache: {page}: File name too long; ")
 
 
 def test_verbose_tells_where_an_error_arose_and_the_error_in_one_line_last(
