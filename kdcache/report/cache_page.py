@@ -127,8 +127,9 @@ def _fidelity(seen: Inspection) -> list[list[str]]:
 def _said(seen: Inspection) -> list[Section]:
     """Return what the teacher said of the sample: histograms and the table of classes."""
     sample, said, num_classes = seen.sample, seen.sample.said, seen.cache.info.num_classes
-    if said is None:
-        return [Section("What the teacher said", ["Nothing can be read yet."])]
+    if said is None or len(said) == 0:
+        why = "Nothing can be read yet." if said is None else "None of the images has targets."
+        return [Section("What the teacher said", [why])]
     share = (
         f"Counted over {len(said):,} views in {sample.tiles} of {sample.of_tiles} tiles "
         f"({sample.tiles / sample.of_tiles:.2%}), drawn at random."

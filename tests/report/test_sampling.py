@@ -11,6 +11,7 @@ from kdcache.report.cache_page import cache_sections
 from kdcache.report.contact import make_sheets
 from kdcache.report.sampling import sample_cache
 from tests import tiny
+from tests.cache.filling import full
 from tests.report.showing import inspect, mixed_recipe
 
 
@@ -67,6 +68,13 @@ def test_an_empty_cache_has_nothing_to_say(tmp_path: Path, dataset: Dataset) -> 
     job = tiny.make_job(tmp_path / "c", dataset, tiny.make_recipe())
     sample = sample_cache(job.cache, None, seed=0)
     assert (sample.said, sample.tiles, sample.of_tiles, sample.totals.records) == (None, 0, 0, 0)
+
+
+def test_a_cache_of_images_without_targets_has_nothing_to_draw(tmp_path: Path) -> None:
+    none = {0: (0, 1), 1: (0,)}
+    cache = full(tmp_path / "c", rows=(2, 1), num_views=1, span_views=1, unusable=none).cache
+    (said,) = (s for s in cache_sections(inspect(cache, None), loud={}) if "said" in s.title)
+    assert (said.paragraphs, said.figures) == (["None of the images has targets."], ())
 
 
 def test_labels_are_of_the_image_with_the_larger_share(tmp_path: Path, dataset: Dataset) -> None:
