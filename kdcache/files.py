@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdcache.errors import UsageError
@@ -40,8 +40,13 @@ def write_whole(
             os.link(partial, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == str(partial):
+            error.filename = str(path)  # the name that people know
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what is told
+            partial.unlink()
     if sync_folder:
         sync(path.parent)
     return True

@@ -14,6 +14,7 @@ import xxhash
 
 FORMAT_VERSION = 1
 FORMAT_NEEDS = "0.1"  # the first kdcache that reads this format
+MOST_DIGITS = 400
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -43,7 +44,7 @@ def read_json(data: bytes) -> Any:
             raise ValueError(f"{text}: not as it was written")
         return float(text)
 
-    return json.loads(data, parse_float=number)
+    return json.loads(data, parse_float=number, parse_int=int_of)
 
 
 def read_strict_json(data: bytes, *, most_bytes: int) -> Any:
@@ -69,7 +70,11 @@ def read_strict_json(data: bytes, *, most_bytes: int) -> Any:
 
     try:
         value = json.loads(
-            data.decode(), object_pairs_hook=unique, parse_float=number, parse_constant=number
+            data.decode(),
+            object_pairs_hook=unique,
+            parse_float=number,
+            parse_constant=number,
+            parse_int=int_of,
         )
         if _SURROGATE.search(data):
             canonical_json(value)  # which no half of a pair can be written to
@@ -78,6 +83,17 @@ def read_strict_json(data: bytes, *, most_bytes: int) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
+
+
+def int_of(text: str) -> int:
+    """Return an integer of JSON.
+
+    Raises:
+        ValueError: it has more digits than any that we write; Python's own words are for its users.
+    """
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def digest(value: Any) -> str:

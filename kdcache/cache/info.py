@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from kdcache import __version__
 from kdcache.cache.layout import WITNESSES, Grid
@@ -158,9 +158,32 @@ class _Dataset(_Part):
     tars: Annotated[list[_Tar], FailFast(), Field(min_length=1)]
 
 
+_Nats = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Steadiness(_Part):
+    repeat_nats: _Nats
+    batch_nats: _Nats
+
+
 class _Teacher(_Part):
+    """What made the targets; older caches say less of it. shares: of its members, one each."""
+
     id: str
     spec: str
+    precision: str = "unknown"
+    steadiness: _Steadiness | None = None
+    members: list[dict[str, Any]] = []
+    average: str = ""
+    shares: list[_Share] = []
+
+    @model_validator(mode="after")
+    def _is_one_or_a_mean(self) -> "_Teacher":
+        is_mean = {bool(self.members), bool(self.shares), bool(self.average)}
+        if len(is_mean) > 1 or len(self.members) != len(self.shares):
+            raise ValueError("members, shares and average do not fit together")
+        return self
 
 
 class _Grid(_Part):

@@ -326,6 +326,13 @@ class Cache:
 
     # --- reading -------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Read a folder's records and witnesses anew from now on; published ones cannot change."""
+        if self.is_local:
+            self.commit.cache_clear()
+            self._witnesses.cache_clear()
+            self.chunks = ChunkReader(str(self.path))
+
     def read_tile(self, tar: int, view: int) -> Tile:
         """Return the targets of a tar in a view.
 

@@ -1,9 +1,11 @@
 """The command `kdcache`: parse, build, call, print. Heavy imports wait until a command runs."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from io import TextIOWrapper
+from typing import Any, NoReturn
 
 import typer
 
@@ -36,6 +38,10 @@ from kdcache.cli.shell import Command, Root, hoisted
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.texts import printable
 
+# What typer raises of words that are none of a command's, from its own copy of click or the real one.
+REFUSED: Any = typer.BadParameter.__base__
+MEND = "see that the path is right and yours to use, and that its disk has space"
+
 app = typer.Typer(
     name="kdcache",
     cls=Root,
@@ -66,6 +72,8 @@ def root(
     ),
 ) -> None:
     """Teacher logits computed once over seeded views, and replayed bit for bit."""
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose: exclude each other; leave one out")
     context.call_on_close(output.choose_talk(quiet=quiet, verbose=verbose))
 
 
@@ -127,11 +135,23 @@ def main() -> None:
     sys.argv[1:] = hoisted(sys.argv[1:])
     try:
         with output.results_apart() if "--json" in sys.argv else nullcontext():
-            app()
+            sys.exit(app(prog_name="kdcache", standalone_mode=False))
     except KdcacheError as error:
         output.trace(error)
-        typer.echo(f"kdcache: {printable(' '.join(str(error).split()))}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except OSError as error:
-        typer.echo(f"kdcache: {error.filename or 'system'}: {error.strerror or error}", err=True)
-        sys.exit(UsageError.exit_code)
+        output.trace(error)
+        place = os.fsdecode(error.filename or "system")
+        _end(f"{place}: {error.strerror or error}; {MEND}", UsageError.exit_code)
+    except REFUSED as error:
+        text, context = error.format_message().rstrip("."), error.ctx
+        command = "kdcache" if context is None else context.command_path
+        # Of a group without a command, the help is all that there is to say, and is said.
+        _end(f"{text}; see {command} --help" if text else "", UsageError.exit_code)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """End with an error in one line."""
+    if text:
+        typer.echo(f"kdcache: {printable(' '.join(text.split()))}", err=True)
+    sys.exit(code)

@@ -190,9 +190,9 @@ def _print_table(seen: Comparison) -> None:
     for name, log, one in zip(seen.names, seen.logs, seen.found, strict=True):
         epochs = f"{log.epochs_done}/{log.epochs}"
         drawn.add_row(
-            name,
-            log.settings["student"].rpartition(":")[2],
-            log.settings["learn"],
+            printable(name),
+            printable(log.settings["student"].rpartition(":")[2]),
+            printable(log.settings["learn"]),
             epochs if log.epochs_done == log.epochs else f"{epochs}\nunfinished",
             *(
                 _cell(c, one.get(c.metric, {}), bests=bests, star=star)

@@ -51,6 +51,7 @@ def doctor(
     """
     from kdcache.doctor import access, caches, disk, machine, replay, software
     from kdcache.doctor.section import attempt
+    from kdcache.processes import terminable
 
     if data is not None and cache is None:
         raise UsageError("--data: goes with --cache, whose views are made again of it")
@@ -77,7 +78,11 @@ def doctor(
     if cache is not None:
         images = None if data is None else parse_place(data)
         steps["cache"] = lambda: caches.check_cache(parse_place(cache), images)
-    found = {name: attempt(step) for name, step in steps.items()}
+    try:
+        with terminable():  # else SIGTERM would leave what the disk is measured with
+            found = {name: attempt(step) for name, step in steps.items()}
+    except KeyboardInterrupt as end:
+        raise typer.Exit(143 if end.args else 130) from None
     failed = next((s for n, s in found.items() if n in ("replay", "cache") and s.error), None)
     error = None if failed is None else failed.error
     verdict = replay.HOLDS if failed is None else failed.text

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +67,7 @@ def init(
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         _write_new(folder / name, text)
-    place = "" if folder == Path() else f" -C {folder}"
+    place = "" if folder == Path() else f" -C {shlex.quote(str(folder))}"
     following = f"make{place} -f {MAKE_FILE} pack" + ("" if images else f" IMAGES={IMAGES}")
     value = {"recipe": str(folder / RECIPE_FILE), "make": str(folder / MAKE_FILE)}
     give({**value, "next": following}, as_json=as_json, lines={**value, "next": following})
@@ -90,4 +91,5 @@ def _for_make(path: str) -> str:
             f"--images {path}: make takes paths of letters, digits and ./+@%,:=_- alone; link to "
             "it by another"
         )
-    return path
+    # A dash would begin an option, a colon part the name of a data set from its source.
+    return f"./{path}" if path.startswith("-") or ":" in path else path

@@ -22,10 +22,13 @@ def check_page(path: Path) -> None:
         raise UsageError(f"{path}: expected a name that ends in .html, in a folder that is there")
     from kdcache.report.page import MARK
 
-    if path.exists():
-        with path.open("rb") as file:
-            if MARK.encode() not in file.read(HEAD_BYTES):
-                raise UsageError(f"{path}: is there, and is no page of kdcache; name another file")
+    if path.exists() and not (path.is_file() and _begins_with(path, MARK)):
+        raise UsageError(f"{path}: is there, and is no page of kdcache; name another file")
+
+
+def _begins_with(path: Path, mark: str) -> bool:
+    with path.open("rb") as file:
+        return mark.encode() in file.read(HEAD_BYTES)
 
 
 def write_page(path: Path, title: str, sections: Sequence["Section"], *, script: str = "") -> int:
@@ -33,6 +36,6 @@ def write_page(path: Path, title: str, sections: Sequence["Section"], *, script:
     from kdcache.files import write_whole
     from kdcache.report.page import render_page
 
-    data = render_page(title, sections, script=script).encode()
+    data = render_page(title, sections, script=script).encode(errors="backslashreplace")
     write_whole(path, lambda partial: partial.write_bytes(data))
     return len(data)

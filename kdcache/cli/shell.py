@@ -1,5 +1,7 @@
 """What all commands share: a list of them on one screen, and defaults from the environment."""
 
+import re
+from itertools import takewhile
 from typing import Any
 
 import typer
@@ -14,6 +16,7 @@ SETTINGS = {
 }  # KDCACHE_WHO is read where somebody publishes: beside a job that does not, --who is refused
 ARGUMENT = "CATALOGUE"  # the same variable where it is an argument, and the last one
 LABEL, NAME = 9, 12  # columns
+_EVERYWHERE = re.compile("--quiet|--verbose|-[qv]+")
 _OPTIONS = """
 Options  -q, --quiet  results alone       -v, --verbose  decoders, stores, time
          -h, --help   of COMMAND: examples   --version  --install-completion
@@ -56,8 +59,12 @@ class Root(TyperGroup):
 
 
 def hoisted(arguments: list[str]) -> list[str]:
-    """Return a command line whose --quiet and --verbose, wherever they are, come first."""
+    """Return a command line whose --quiet and --verbose, wherever they are, come first.
+
+    A --json before the command comes last, as one of the command's own options.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    everywhere = ("--quiet", "-q", "--verbose", "-v")
-    found = [word for word in arguments[:end] if word in everywhere]
-    return found + [w for w in arguments[:end] if w not in everywhere] + arguments[end:]
+    found = [word for word in arguments[:end] if _EVERYWHERE.fullmatch(word)]
+    others = [word for word in arguments[:end] if not _EVERYWHERE.fullmatch(word)]
+    early = list(takewhile("--json".__eq__, others))
+    return [*found, *others[len(early) :], *early, *arguments[end:]]

@@ -1,6 +1,6 @@
 """Where a recipe shows a teacher other images than it was made for, and a dataset other classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kdcache.data.dataset import Dataset
 from kdcache.models.teacher import Teacher
@@ -46,17 +46,22 @@ def class_warnings(teacher: Teacher, dataset: Dataset, num_classes: int) -> Iter
             f"{name}: has {num_classes} classes, the dataset {dataset.num_classes}; its accuracy "
             "is not measured; map its classes to the dataset's with --labels"
         )
-    elif ours is not None and teacher.classes is not None and len(teacher.classes) == len(ours):
-        other = [
-            n for n, pair in enumerate(zip(ours, teacher.classes, strict=True)) if _differ(*pair)
-        ]
-        if other:
-            number = other[0]
-            yield (
-                f"{name}: {len(other)} of {len(ours)} classes have other names in the dataset; "
-                f"class {number} is {teacher.classes[number]!r} there, {ours[number]!r} here; "
-                "where the order differs, map it with --labels"
-            )
+    elif found := other_names(ours, teacher.classes):
+        yield f"{name}: {found}; where the order differs, map it with --labels"
+
+
+def other_names(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> str:
+    """Return which classes have other names in a dataset than there; nothing where none is seen."""
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return ""
+    other = [n for n, pair in enumerate(zip(ours, theirs, strict=True)) if _differ(*pair)]
+    if not other:
+        return ""
+    number = other[0]
+    return (
+        f"{len(other)} of {len(ours)} classes have other names in the dataset; "
+        f"class {number} is {theirs[number]!r} there, {ours[number]!r} here"
+    )
 
 
 def _differ(ours: str, theirs: str) -> bool:

@@ -44,6 +44,7 @@ class Browser:
                 return Answer(200, self._front)
             pages = {"/images": self._images, "/image": self._image, "/search": self._search}
             if path in pages and self.seen.source is not None:
+                self.seen.cache.forget()  # it may be written to, or repaired, while it is shown
                 asked = {name: values[-1] for name, values in parse_qs(query).items()}
                 return pages[path](asked)
             return self._problem(404, "There is no such page.")

@@ -13,13 +13,15 @@ from kdcache.report.describe import describe_cache
 from kdcache.report.figures import Picture
 from kdcache.report.page import Section
 from kdcache.report.said import F32, NONE, Said, class_rows, coverage, histogram
-from kdcache.report.sampling import Sample, labels_known
+from kdcache.report.sampling import Sample, labels_known, named_otherwise
 from kdcache.texts import human_bytes, printable
 
 BINS = 20
 MAP = (80, 80)  # cells, at most
 LISTED = 20
 WRONG, DAMAGED = "Not what the teacher saw", "Damaged"  # titles of what comes first
+OTHERWISE = "Classes of other names"
+UNCOMPARED = "Labels are not compared with what the teacher said: give the dataset it was made of."
 _HEADS = ["what", "is"]
 
 
@@ -39,6 +41,8 @@ def cache_title(cache: Cache) -> str:
 
 def cache_sections(seen: Inspection, *, loud: Mapping[str, Sequence[str]]) -> list[Section]:
     """Return the sections that show no images. loud: what comes first, by title, if it is any."""
+    if seen.source is not None and (other := named_otherwise(seen.cache, seen.source)):
+        loud = {**loud, OTHERWISE: [f"The cache and its images disagree: {other}. {UNCOMPARED}"]}
     first = [Section(title, _listed(texts)) for title, texts in loud.items() if texts]
     return [*first, _what(seen.cache), _there(seen), *_said(seen)]
 
@@ -123,8 +127,9 @@ def _fidelity(seen: Inspection) -> list[list[str]]:
 def _said(seen: Inspection) -> list[Section]:
     """Return what the teacher said of the sample: histograms and the table of classes."""
     sample, said, num_classes = seen.sample, seen.sample.said, seen.cache.info.num_classes
-    if said is None:
-        return [Section("What the teacher said", ["Nothing can be read yet."])]
+    if said is None or len(said) == 0:
+        why = "Nothing can be read yet." if said is None else "None of the images has targets."
+        return [Section("What the teacher said", [why])]
     share = (
         f"Counted over {len(said):,} views in {sample.tiles} of {sample.of_tiles} tiles "
         f"({sample.tiles / sample.of_tiles:.2%}), drawn at random."
@@ -172,6 +177,8 @@ def _no_labels(seen: Inspection) -> str:
             f"The images have {classes or 'no'} classes, the teacher {seen.cache.info.num_classes}:"
             " labels are not compared."
         )
+    if named_otherwise(seen.cache, seen.source):
+        return UNCOMPARED
     return "The images have no labels."
 
 

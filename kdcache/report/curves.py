@@ -62,7 +62,9 @@ def draw_curves(runs: Sequence[RunLog], path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     lengths = {(run.epochs, run.settings["batch_size"]) for run in runs}
     by_images = len(lengths) > 1 or not all(run.closing for run in runs)
-    scales = [run.settings["batch_size"] if by_images else _epochs_a_step(run) for run in runs]
+    scales = [
+        float(run.settings["batch_size"]) if by_images else _epochs_a_step(run) for run in runs
+    ]
     end = max(scale * run.lines[-1].step for scale, run in zip(scales, runs, strict=True))
     for axes, panel in zip(panels, shown, strict=False):
         _draw_panel(axes, panel, runs, scales=scales)

@@ -37,7 +37,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[str]:
 def _mean(cache: Cache) -> str:
     """Return how several teachers were averaged; nothing for one."""
     teacher = cache.info.teacher
-    if "members" not in teacher:
+    if not teacher.get("members"):
         return ""
     return f" (mean of {teacher['average']}, {', '.join(f'{s:g}' for s in teacher['shares'])})"
 

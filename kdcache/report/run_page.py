@@ -15,7 +15,7 @@ from kdcache.report.curves import PANELS, Panel
 from kdcache.report.figures import COLOURS, Dash, Picture, Scale, lines_svg
 from kdcache.report.figures import Line as Drawn
 from kdcache.report.page import Section
-from kdcache.report.runs import Line, RunLog, differing, flat
+from kdcache.report.runs import Line, RunLog, differing, flat, is_count
 from kdcache.texts import human_bytes, printable
 
 SESSIONS, CLASSES, CHECKPOINTS = "sessions.jsonl", "classes.csv", "checkpoints"
@@ -68,9 +68,9 @@ def curves(logs: Sequence[RunLog], names: Sequence[str]) -> list[Picture]:
 
 def _curve(panel: Panel, found: Sequence[list[tuple[int, float]]], names: Sequence[str]) -> Picture:
     """Return a picture of a metric's values by epoch, of each run that has some."""
-    values = [abs(value) for points in found for _, value in points]
+    values = [value for points in found for _, value in points]
     is_log = panel.may_be_log and min(values) > 0
-    unit = _unit(min(values) if is_log else max(values))
+    unit = _unit(min(values) if is_log else max(map(abs, values)))
     lines, ends = [], []
     for number, (points, name) in enumerate(zip(found, names, strict=True)):
         if not points:
@@ -123,13 +123,14 @@ def _short(name: str) -> str:
 
 def _progress(log: RunLog, sessions: Sequence[Mapping[str, Any]]) -> Section:
     """Return how far a run came, and what it measured at its best and last epoch."""
-    words = [f"{log.epochs_done} of {log.epochs} epochs; learns from {log.settings['learn']}."]
-    views = next((s["views"] for s in reversed(sessions) if isinstance(s.get("views"), int)), 0)
+    source = printable(log.settings["learn"])
+    words = [f"{log.epochs_done} of {log.epochs} epochs; learns from {source}."]
+    views = next((s["views"] for s in reversed(sessions) if is_count(s.get("views"))), 0)
     if views:
         reuse = log.epochs / views
         words.append(f"{views} stored views, each used {reuse:.3g} times in all epochs.")
     if len(sessions) > 1:
-        steps = ", ".join(str(s.get("step")) for s in sessions[1:][:MOST_SESSIONS])
+        steps = ", ".join(printable(_text(s.get("step"))) for s in sessions[1:][:MOST_SESSIONS])
         words.append(f"Started {len(sessions)} times; it went on from step {steps}.")
     best = _best(log)
     ends = {"best": best, "last": log.closing[-1] if log.closing else None}
@@ -228,11 +229,16 @@ def _files(folder: Path) -> list[list[str]]:
 def _classes(path: Path) -> Section:
     """Return the measures of classes as the run wrote them, the first so many."""
     rows: list[list[str]] = []
+    notes = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(itertools.islice(csv.reader(file), MOST_CLASSES + 1))
-    more = [f"The first {MOST_CLASSES} of {path.name}."] if len(rows) > MOST_CLASSES else []
-    return Section("Classes", more, table=[[printable(cell) for cell in row] for row in rows])
+            try:
+                rows += itertools.islice(csv.reader(file), MOST_CLASSES + 1)
+            except csv.Error as error:
+                notes.append(f"{path.name} cannot be read beyond {len(rows)} lines: {error}.")
+    if len(rows) > MOST_CLASSES:
+        notes.append(f"The first {MOST_CLASSES} of {path.name}.")
+    return Section("Classes", notes, table=[[printable(cell) for cell in row] for row in rows])
 
 
 def _settings(settings: Mapping[str, Any]) -> list[list[str]]:

@@ -11,12 +11,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kdcache.errors import CorruptError, UsageError
+from kdcache.files import read_small
+from kdcache.identity import int_of, read_strict_json
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"  # as in kdcache.student, which imports torch
 NEEDED = {"student": str, "learn": str, "epochs": int, "batch_size": int}
+MOST_BYTES = 1 << 24  # of settings
+MOST = 2**53  # of steps and epochs, which are drawn as floats
+VAST, TINY = 1e60, 1e-60  # beyond which, and nearer to 0 than which, numbers tell nothing
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,17 @@ def read_run(folder: Path) -> RunLog:
     """
     path = folder / CONFIG
     try:
-        settings = json.loads(path.read_bytes())
+        settings = read_strict_json(read_small(path, most_bytes=MOST_BYTES), most_bytes=MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{folder}: no run here; kdcache train --out makes one") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorruptError(f"{path}: no readable settings: {error}; train again") from error
     known = settings if isinstance(settings, dict) else {}
-    absent = [name for name, kind in NEEDED.items() if not isinstance(known.get(name), kind)]
+    absent = [name for name, kind in NEEDED.items() if type(known.get(name)) is not kind]
     if absent:
         raise UsageError(f"{folder}: no run here; its {CONFIG} says no {', '.join(absent)}")
+    if odd := [name for name in ("epochs", "batch_size") if not is_count(settings[name])]:
+        raise CorruptError(f"{path}: {' and '.join(odd)} out of 1 to {MOST}; train again")
     metrics = folder / METRICS
     return RunLog(folder, settings, read_metrics(metrics) if metrics.exists() else ())
 
@@ -89,7 +96,7 @@ def read_metrics(path: Path) -> tuple[Line, ...]:
     place = (0, 0)
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            line = parse_line(json.loads(text))
+            line = parse_line(json.loads(text, parse_int=int_of))
         except (ValueError, OverflowError, RecursionError) as error:
             raise CorruptError(
                 f"{path}: line {number} is damaged ({error}); train again, or go on from a "
@@ -107,7 +114,7 @@ def read_metrics(path: Path) -> tuple[Line, ...]:
 
 
 def parse_line(value: Any) -> Line:
-    """Return a line of metrics as a record, without what is no number.
+    """Return a line of metrics as a record, without what is no number; vast ones are infinite.
 
     Raises:
         ValueError: value is no object, or has no step.
@@ -115,16 +122,27 @@ def parse_line(value: Any) -> Line:
     if not isinstance(value, Mapping):
         raise ValueError("no object")
     step, epoch = value.get("step"), value.get("epoch")
-    if type(step) is not int or step < 1:
-        raise ValueError(f"step {step!r}")
-    if epoch is not None and (type(epoch) is not int or epoch < 1):
-        raise ValueError(f"epoch {epoch!r}")
+    if not is_count(step):
+        raise ValueError(f"step {step!r:.40}")
+    if epoch is not None and not is_count(epoch):
+        raise ValueError(f"epoch {epoch!r:.40}")
     numbers = {
-        name: float(number)
+        name: _told(float(number))
         for name, number in value.items()
         if name not in ("step", "epoch") and type(number) in (int, float)
     }
     return Line(step, epoch, numbers)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Return whether a value is a number of steps, epochs, images or views, one or more."""
+    return type(value) is int and 1 <= value <= MOST
+
+
+def _told(number: float) -> float:
+    if abs(number) > VAST:
+        return math.copysign(math.inf, number)
+    return 0.0 if abs(number) < TINY else number
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -14,6 +14,7 @@ from kdcache.cache.manifest import committed
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource
 from kdcache.errors import CorruptError, IncompleteError
+from kdcache.models.shown import other_names
 from kdcache.recipe.plan import draw_view
 from kdcache.report.said import NONE, Said, main_labels, what_was_said
 from kdcache.targets.fidelity import NO_ROWS, Fidelity
@@ -145,7 +146,13 @@ def _read(
 
 def labels_known(cache: Cache, source: BlockSource) -> bool:
     """Return whether the labels of images are classes of the teacher."""
-    return source.dataset.num_classes == cache.info.num_classes
+    same = source.dataset.num_classes == cache.info.num_classes
+    return same and not named_otherwise(cache, source)
+
+
+def named_otherwise(cache: Cache, source: BlockSource) -> str:
+    """Return which of a cache's classes have other names in the dataset; nothing where none has."""
+    return other_names(source.dataset.classes, cache.info.classes)
 
 
 def _labels(

@@ -4,9 +4,11 @@ A page elsewhere cannot read them: its browser would name another host (DNS rebi
 hand it what is of another origin.
 """
 
+import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
+from typing import Any
 
 from kdcache.errors import UsageError
 from kdcache.report.browse import Answer
@@ -20,6 +22,13 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 QUIET_S = 60.0  # after which a connection that asks for nothing is closed
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def make_server(answer: Callable[[str], Answer], *, port: int) -> ThreadingHTTPServer:
@@ -39,7 +48,8 @@ def make_server(answer: Callable[[str], Answer], *, port: int) -> ThreadingHTTPS
             port = self.connection.getsockname()[1]
             own = {f"{name}:{port}" for name in (HOST, "localhost")}
             own |= {HOST, "localhost"} if port == 80 else set()  # browsers leave it out
-            if self.headers.get_all("Host", []) not in [[name] for name in own]:
+            hosts = [name.lower() for name in self.headers.get_all("Host", [])]
+            if hosts not in [[name] for name in own]:
                 self._send(Answer(403, "This server answers to its own address alone."))
                 return
             with lock:
@@ -62,6 +72,6 @@ def make_server(answer: Callable[[str], Answer], *, port: int) -> ThreadingHTTPS
             """Say nothing of requests."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except OSError as error:
         raise UsageError(f"--port {port}: {error.strerror}; name another, or none") from error

@@ -153,6 +153,18 @@ def test_names_may_be_markup_and_are_made_unique(kdcache: Run, tmp_path: Path) -
     assert [stdout.count(name) for name in names] == [1, 1, 1]
 
 
+def test_nothing_of_a_run_moves_the_cursor(kdcache: Run, tmp_path: Path) -> None:
+    odd = {"student": "a:b\x1b[2J", "learn": "l\x1b[31m", "note": "n\x9b"}
+    runs = [
+        write_run(tmp_path / "x\x1b]0;t", metrics(1), **odd),
+        write_run(tmp_path / "y", metrics(1)),
+    ]
+    outcome = kdcache("compare", *runs)
+    assert outcome.code == 0
+    assert all(text in outcome.stdout for text in ("b\\x1b[2J", "l\\x1b[31m", "x\\x1b]0;t"))
+    assert not any(letter in outcome.stdout for letter in "\x1b\x9b")
+
+
 def test_json_holds_what_is_compared(kdcache: Run, three: list[Path], tmp_path: Path) -> None:
     outcome = kdcache("compare", *three, "--json", "--out", tmp_path / "a.png")
     assert (outcome.code, outcome.stderr) == (0, "")

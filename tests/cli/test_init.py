@@ -101,6 +101,23 @@ def test_images_that_make_cannot_name_or_that_are_not_there_are_refused(
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("name", ["-n", "torchvision:CIFAR100"])
+def test_images_of_odd_names_are_a_folder_all_the_same(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert kdcache("init", f"--images=./{name}").code == 0
+    assert f"\nIMAGES ?= ./{name}\n" in (tmp_path / "kdcache.mk").read_text()
+
+
+@pytest.mark.parametrize("name", ["a b", "$HOME#x", "-dash"])
+def test_the_next_command_can_be_pasted(kdcache: Run, tmp_path: Path, name: str) -> None:
+    outcome = kdcache("init", tmp_path / name, "--json")
+    words = shlex.split(outcome.value["next"])
+    assert words[:3] == ["make", "-C", str(tmp_path / name)]
+
+
 def test_images_are_found_from_a_folder_behind_a_link(kdcache: Run, tmp_path: Path) -> None:
     (tmp_path / "real/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real/deep")

@@ -1,5 +1,6 @@
 """Claims about what commands print while they work."""
 
+import json
 import logging
 import os
 import pty
@@ -18,6 +19,8 @@ from kdcache.pixels.conformance import chosen_backends
 from kdcache.stores import clients
 from kdcache.stores.location import Location
 from tests.cli.conftest import Run
+from tests.cli.making import check_refusal
+from tests.report.making import metrics, write_run
 
 
 def test_a_log_has_a_line_every_30_seconds_at_most_each_in_one_piece(
@@ -85,6 +88,13 @@ def test_quiet_leaves_results_and_takes_progress_and_notes(
     assert written[1].err == ""
 
 
+def test_json_has_null_for_a_number_that_is_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"a": float("nan"), "b": [1.5, (float("-inf"), "NaN")], "c": {"d": float("inf")}}
+    output.give(value, as_json=True, lines={})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, [None, "NaN"]], "c": {"d": None}}
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_quiet_and_verbose_may_stand_anywhere(
     talk: None, kdcache: Run, complete: Path, dataset: Dataset, before: bool
@@ -103,6 +113,29 @@ def test_quiet_and_verbose_may_stand_anywhere(
 def test_words_after_two_dashes_are_no_options() -> None:
     words = ["inspect", "-q", "a", "--", "-v"]
     assert hoisted(words) == ["-q", "inspect", "a", "--", "-v"]
+    assert hoisted(["--json", "-q", *words]) == ["-q", "-q", "inspect", "a", "--json", "--", "-v"]
+    assert hoisted(["--json", "--json"]) == ["--json", "--json"]
+
+
+def test_json_may_stand_before_the_command(kdcache: Run, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", metrics(1))
+    assert kdcache("--json", "compare", run).value["runs"][0]["epochs_done"] == 1
+
+
+@pytest.mark.parametrize("words", [["-qv"], ["-v", "--quiet"]])
+def test_quiet_and_verbose_exclude_each_other(kdcache: Run, words: list[str]) -> None:
+    check_refusal(kdcache("compare", "x", *words), 2, "--quiet and --verbose: exclude each other")
+
+
+def test_errors_of_the_system_are_one_line_of_the_name_that_people_know(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "a\nb\x1b/config.json").mkdir(parents=True)
+    odd = kdcache("compare", tmp_path / "a\nb\x1b")
+    check_refusal(odd, 2, "a b\\x1b/config.json: Is a directory; see that the path is right")
+    page = tmp_path / ("x" * 248 + ".html")
+    long = kdcache("show", write_run(tmp_path / "run", metrics(1)), "--out", page)
+    check_refusal(long, 2, f"kdcache: {page}: File name too long; ")
 
 
 def test_verbose_tells_where_an_error_arose_and_the_error_in_one_line_last(

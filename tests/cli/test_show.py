@@ -13,6 +13,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.pixels.witness import Layer
 from tests import tiny
 from tests.cli.conftest import Run
+from tests.cli.making import check_refusal
 from tests.pixels.altering import alter
 from tests.report.making import metrics, write_run
 from tests.report.test_page import Page
@@ -77,6 +78,16 @@ def test_only_our_own_page_is_written_over(kdcache: Run, tmp_path: Path, cache: 
     assert kdcache("show", cache.path).code == 0
     for bad in (tmp_path / "x.png", tmp_path / "none/x.html"):
         assert kdcache("show", cache.path, "--out", bad).code == 2
+
+
+@pytest.mark.parametrize("command", ["show", "compare"])
+def test_a_page_is_a_file(kdcache: Run, tmp_path: Path, command: str) -> None:
+    run = write_run(tmp_path / "run", metrics(4))
+    os.mkfifo(tmp_path / "f.html")
+    (tmp_path / "d.html").mkdir()
+    for name in ("f.html", "d.html"):
+        option = "--out" if command == "show" else "--page"
+        check_refusal(kdcache(command, run, option, tmp_path / name), 2, "is no page of kdcache")
 
 
 def test_an_incomplete_cache_is_shown_as_far_as_it_goes(

@@ -1,5 +1,7 @@
 """Claims about kdcache doctor: its table, its verdict, its exit codes."""
 
+import os
+import signal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from kdcache.data.dataset import Dataset
 from kdcache.doctor import caches, disk, replay
 from kdcache.pixels.resize import RESIZE
 from kdcache.pixels.witness import Layer, pixel_versions
+from kdcache.processes import terminable
 from tests.cli.conftest import Run
 from tests.pixels.altering import alter, one_off
 
@@ -40,6 +43,21 @@ def test_the_verdict_is_the_last_line(kdcache: Run, tmp_path: Path) -> None:
     assert lines[-1].split(maxsplit=1)[1] == "caches made elsewhere replay bit for bit here"
     assert all(f"{name} {version}" in lines[1] for name, version in pixel_versions().items())
     assert str(tmp_path) in lines[SECTIONS.index("disk")]
+
+
+def test_sigterm_leaves_nothing_in_the_folder(
+    kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(path: Path) -> float:
+        assert path.is_file()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    monkeypatch.setattr(disk, "_read", terminated)
+    with terminable():  # of this test's own process, should doctor not see to it
+        outcome = kdcache("doctor", "--folder", tmp_path)
+    assert (outcome.code, outcome.stderr) == (143, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_has_the_same_for_programs(kdcache: Run, tmp_path: Path) -> None:

@@ -109,6 +109,33 @@ def test_a_page_of_several_runs_names_them_and_their_differing_settings(tmp_path
     assert "a 0.2" in sections[1].figures[0].words
 
 
+@pytest.mark.parametrize(
+    "values", [(1e308,), (-1e308, 1e308), (5e-324,), (-1e60, 1e60), (-0.5, -0.25), (1e-60, 1e60)]
+)
+def test_odd_numbers_have_pictures_or_none(tmp_path: Path, values: tuple[float, ...]) -> None:
+    names = ("loss", "val_kl_nats", "val_top1", "val_samples")
+    steps = zip((1, 2**53), values, strict=False)
+    lines = [{"step": n, "epoch": n} | dict.fromkeys(names, value) for n, value in steps]
+    sections = _sections(write_run(tmp_path / "run", lines))
+    figures = [f.name for f in sections["Curves"].figures] if "Curves" in sections else []
+    assert figures == ([] if max(map(abs, values)) > 1e60 else list(names[:3]))
+
+
+def test_odd_files_of_a_run_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", metrics(4), learn="\x1b[31m\u202e", epochs=10**12)
+    views = ("3", "-3", "true", "1" + "0" * 400, "9" * 5000)
+    starts = [f'{{"views": {text}, "step": "\\ud800\\n"}}' for text in views]
+    (run / "sessions.jsonl").write_text("\n".join([*starts, ""]))
+    (run / "classes.csv").write_text('class,name\n0,"' + "x" * 140_000)
+    sections = _sections(run)
+    words = "".join(sections["What it reached"].paragraphs)
+    assert "learns from \\x1b[31m\\u202e." in words
+    assert "3 stored views, each used 3.33e+11 times" in words
+    assert "went on from step \\ud800\\n, " in words
+    (note,) = sections["Classes"].paragraphs
+    assert note.startswith("classes.csv cannot be read beyond 1 lines: field larger than")
+
+
 def test_hostile_settings_are_shown_as_they_are(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", metrics(4), student=EVIL, note="\u202e\x00")
     page = Page(render_page("t", run_sections(read_run(run))))

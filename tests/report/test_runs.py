@@ -1,6 +1,7 @@
 """Claims about what is read of runs, and how it is drawn."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,18 @@ def test_metrics_cut_anywhere_are_those_lines_that_are_whole(
         '{"step": true}',
         '{"step": 2, "epoch": 1.5}',
         '{"step": 2, "loss": 1' + "0" * 400 + "}",
+        '{"step": 2, "loss": ' + "1" * 5000 + "}",
+        '{"step": 9007199254740993}',
+        '{"step": 2, "epoch": 1' + "0" * 300 + "}",
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{damaged}\n{{"step": 3}}\n')
-    with pytest.raises(CorruptError, match=r"metrics\.jsonl: line 2 is damaged"):
+    with pytest.raises(CorruptError, match=r"metrics\.jsonl: line 2 is damaged") as refused:
         read_metrics(path)
+    assert len(str(refused.value)) < 300 + len(str(path))
+    assert "sys." not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +131,41 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"epochs": ')
     with pytest.raises(CorruptError, match=r"config\.json: no readable settings"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('"learn": "\\ud800"', "no readable settings: not UTF-8"),
+        ('"clip": NaN', "no readable settings: a number is not finite"),
+        ('"clip": 1e999', "no readable settings: a number is not finite"),
+        ('"epochs": ' + "1" * 5000, "no readable settings: a number of 5000 digits; train again"),
+        ('"epochs": 1' + "0" * 300, "epochs out of 1 to 9007199254740992; train again"),
+        ('"epochs": -1, "batch_size": 0', "epochs and batch_size out of 1 to"),
+    ],
+)
+def test_settings_that_no_run_has_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = write_run(tmp_path / "run", []) / "config.json"
+    known = {name: SETTINGS[name] for name in runs.NEEDED if f'"{name}"' not in text}
+    file.write_text(f"{json.dumps(known)[:-1]}, {text}}}")
+    with pytest.raises(CorruptError, match=rf"config\.json: {words}"):
+        read_run(tmp_path / "run")
+
+
+def test_settings_are_of_the_very_kind_and_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="says no epochs"):
+        read_run(write_run(tmp_path / "run", [], epochs=True))
+    (tmp_path / "run/config.json").unlink()
+    os.mkfifo(tmp_path / "run/config.json")
+    with pytest.raises(CorruptError, match="not a regular file"):
+        read_run(tmp_path / "run")
+
+
+def test_numbers_beyond_all_measures_are_none_and_the_least_are_zero(tmp_path: Path) -> None:
+    values = [1e308, -1e308, 5e-324, -1e-70, 1e29, 2**63]
+    lines = [{"step": n, "epoch": n, "loss": value} for n, value in enumerate(values, 1)]
+    found = read_run(write_run(tmp_path / "run", lines)).epoch_values("loss")
+    assert found == [0, 0, 1e29, 2**63]
 
 
 # --- names and settings --------------------------------------------------------------------
@@ -185,6 +226,15 @@ def test_settings_differ_where_two_have_other_values(trees: list[dict[str, Any]]
 
 
 # --- drawing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [(1e308, -1e308), (5e-324,), (-1e60, 1e60), (1e-60, 1e60)])
+def test_odd_numbers_are_drawn_without_a_warning(tmp_path: Path, values: tuple[float, ...]) -> None:
+    lines = [
+        {"step": step, "epoch": step, "loss": value, "learning_rate": value}
+        for step, value in zip((1, 2**53), values, strict=False)
+    ]
+    draw([write_run(tmp_path / "odd", lines, batch_size=2**53)], tmp_path / "odd.png")
 
 
 def draw(folders: list[Path], path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,11 @@ import pytest
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.report import sampling
+from kdcache.report.cache_page import cache_sections
+from kdcache.report.contact import make_sheets
 from kdcache.report.sampling import sample_cache
 from tests import tiny
+from tests.cache.filling import full
 from tests.report.showing import inspect, mixed_recipe
 
 
@@ -66,6 +70,13 @@ def test_an_empty_cache_has_nothing_to_say(tmp_path: Path, dataset: Dataset) -> 
     assert (sample.said, sample.tiles, sample.of_tiles, sample.totals.records) == (None, 0, 0, 0)
 
 
+def test_a_cache_of_images_without_targets_has_nothing_to_draw(tmp_path: Path) -> None:
+    none = {0: (0, 1), 1: (0,)}
+    cache = full(tmp_path / "c", rows=(2, 1), num_views=1, span_views=1, unusable=none).cache
+    (said,) = (s for s in cache_sections(inspect(cache, None), loud={}) if "said" in s.title)
+    assert (said.paragraphs, said.figures) == (["None of the images has targets."], ())
+
+
 def test_labels_are_of_the_image_with_the_larger_share(tmp_path: Path, dataset: Dataset) -> None:
     cache = tiny.precompute(tmp_path / "c", dataset, mixed_recipe())
     seen = inspect(cache, dataset)
@@ -78,6 +89,26 @@ def test_labels_are_of_the_image_with_the_larger_share(tmp_path: Path, dataset: 
         (params,), inside = rendered.params, int(row) - block.start
         main = inside if params.shares(12)[inside] >= 0.5 else int(params.partners_N[inside])
         assert label == seen.source.labels(int(tar), block)[main]
+
+
+def test_labels_of_classes_of_other_names_are_not_compared_which_is_said_first(
+    cache: Cache, dataset: Dataset
+) -> None:
+    assert dataset.classes is not None
+    turned = inspect(cache, replace(dataset, classes=dataset.classes[::-1]))
+    assert turned.sample.said is not None
+    assert (turned.sample.said.labels == -1).all()
+    first, *others = cache_sections(turned, loud={})
+    assert first.title == "Classes of other names"
+    assert (
+        "4 of 5 classes have other names in the dataset; class 0 is 'class0'" in first.paragraphs[0]
+    )
+    (said,) = (section for section in others if section.title == "What the teacher said")
+    assert said.paragraphs[-1].startswith("Labels are not compared")
+    (sheet,) = make_sheets(turned, tar=0, rows=[0], views=[0])
+    assert {whose for _, _, whose in sheet.views[0].top} == {""}
+    alike = inspect(cache, replace(dataset, classes=tuple(map(str.upper, dataset.classes))))
+    assert cache_sections(alike, loud={})[0].title == "What it is"
 
 
 def test_labels_of_other_classes_are_not_compared(tmp_path: Path, dataset: Dataset) -> None:

@@ -1,3 +1,5 @@
+import socket
+import struct
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -46,7 +48,7 @@ def test_only_this_machine_is_served(pages: Browser) -> None:
 
 
 def test_a_page_is_served_to_its_own_names_alone(port: int) -> None:
-    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LocalHost:{port}"):
         answer = _ask(port, "/", host=host)
         assert answer.status == 200
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -55,6 +57,43 @@ def test_a_page_is_served_to_its_own_names_alone(port: int) -> None:
         answer = _ask(port, "/", host=host)
         assert answer.status == 403
         assert b"What it is" not in answer.read()
+
+
+def test_clients_that_go_away_are_not_talked_of(
+    port: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for sent in (
+        b"",
+        b"GET / HTTP/1.1\r\n",
+        f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode(),
+    ):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(sent)
+    assert _ask(port, "/").status == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_server_s_own_errors_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with make_server(lambda target: None, port=0) as server:  # type: ignore[arg-type, return-value]
+        for error, words in ((ValueError("bug"), "bug"), (BrokenPipeError(), "")):
+            try:
+                raise error
+            except Exception:
+                server.handle_error(None, ("here", 0))  # type: ignore[arg-type]
+            told = capfd.readouterr().err
+            assert words in told
+            assert bool(told) == bool(words)
+
+
+def test_what_changed_on_the_disk_is_seen(cache: Cache, dataset: Dataset) -> None:
+    pages = Browser(inspect(cache, dataset))
+    assert "witness equal" in pages.answer("/images?tar=1&view=2").html
+    for path in cache.path.glob("*witness/c/1/1/*"):
+        path.write_bytes(path.read_bytes()[::-1])
+    assert pages.answer("/images?tar=1&view=2").status == 500
+    (cache.path / "commits/1-1.json").unlink()
+    assert pages.answer("/images?tar=1&view=2").status == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
