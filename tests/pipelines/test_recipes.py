@@ -166,6 +166,24 @@ def test_the_head_says_what_kdcache_plans(name: str, schedule: str) -> None:
     assert _row(name, schedule) in _head(name)
 
 
+@pytest.mark.parametrize("schedule", PAPER["imagenet1k"])
+@pytest.mark.parametrize(("more", "reuse"), [("", None), (", `REUSE=3`", 3)])
+def test_the_page_of_imagenet_says_what_kdcache_plans(
+    schedule: str, more: str, reuse: float | None
+) -> None:
+    paper, (views, plan) = PAPER["imagenet1k"][schedule], _plan("imagenet1k", schedule, reuse)
+    cells = [
+        f"{paper.epochs:,}{more}",
+        f"{views:,}",
+        human_bytes(plan.storage_bytes),
+        f"{plan.teacher_hours:,.0f}",
+        f"{plan.student_hours:,.0f}",
+        "" if more else f"{paper.top1:.2f}%",
+    ]
+    page = (ROOT / "docs/how-to/imagenet.md").read_text()
+    assert f"| {' | '.join(cells).strip()} |" in page
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_head_says_how_large_the_dataset_is_and_at_which_speeds(name: str) -> None:
     head, (images, classes) = " ".join(line.lstrip("# ") for line in _head(name)), SIZES[name]
