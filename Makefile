@@ -164,13 +164,14 @@ inspect: EXAMPLE = make inspect CACHE=build/cache
 inspect: need-CACHE setup ## say what a cache holds; CACHE
 	$(BIN)/kdcache inspect "$$CACHE" $(ARGS)
 
-recipe: EXAMPLE = make recipe NAME=flowers102 SCHEDULE=fast DATA=data \
-  TEACHER=timm:resnetv2_152x2_bit WEIGHTS=flowers.safetensors
-recipe: need-NAME need-SCHEDULE need-DATA need-TEACHER setup ## run pipelines/recipes/runs/NAME.toml; NAME SCHEDULE DATA TEACHER [WEIGHTS STEP REUSE GPUS OUT], SHOW=1 only prints it
-	@script=$$($(BIN)/python -m pipelines.recipe_run "$(NAME)" "$(SCHEDULE)" --data "$(DATA)" \
-	  --teacher "$(TEACHER)" $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STEP),--step "$(STEP)") \
-	  $(if $(REUSE),--reuse "$(REUSE)") $(if $(GPUS),--gpus "$(GPUS)") $(if $(OUT),--out "$(OUT)")) \
-	  && $(if $(SHOW),printf '%s\n',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
+recipe: EXAMPLE = make recipe NAME=flowers102
+recipe: need-NAME setup ## run pipelines/recipes/runs/NAME.toml, of NAME alone say what it takes; NAME SCHEDULE DATA TEACHER [WEIGHTS STEP REUSE GPUS OUT TRAIN_ARGS], SHOW=1 only prints it
+	@script=$$($(BIN)/python -m pipelines.recipe_run "$(NAME)" $(if $(SCHEDULE),"$(SCHEDULE)") \
+	  $(if $(DATA),--data "$(DATA)") $(if $(TEACHER),--teacher "$(TEACHER)") \
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(STEP),--step "$(STEP)") \
+	  $(if $(REUSE),--reuse "$(REUSE)") $(if $(GPUS),--gpus "$(GPUS)") $(if $(OUT),--out "$(OUT)") \
+	  $(if $(TRAIN_ARGS),--train-args="$(TRAIN_ARGS)")) \
+	  && $(if $(SHOW),printf '%s\n' '# kdcache is in $(CURDIR)/$(BIN): put that into PATH',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
 
 doctor: setup ## say what this machine is, and whether caches made elsewhere replay on it
 	$(BIN)/kdcache doctor $(ARGS)

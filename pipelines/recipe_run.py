@@ -1,12 +1,15 @@
 """A ready recipe as a script: kdcache's commands, from a dataset's own files to a measured student.
 
+    python -m pipelines.recipe_run flowers102
     python -m pipelines.recipe_run flowers102 fast --data data --teacher SPEC --weights FILE
 
-Prints the script and runs nothing; `make recipe` gives it to a shell. Every command goes on where
-it stopped, so the script may be run again. All are parsed first: a typing error in a recipe shows
-now, not after days of precompute.
+The first prints what the recipe takes; the second prints the script. Neither runs it; `make recipe`
+gives it to a shell. Every command goes on where it stopped, so the script may be run again. All are
+parsed first: a typing error in a recipe shows now, not after days of precompute.
 """
 
+import itertools
+import os
 import shlex
 import tomllib
 from dataclasses import dataclass
@@ -15,7 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from kdcache.cli.app import app
 from kdcache.errors import KdcacheError, UsageError
@@ -24,6 +35,15 @@ from kdcache.report.plan import Views, views_of_epochs
 READY = Path(__file__).parent / "recipes" / "runs"
 REPLAYED = 0.001  # share of the blocks that verify renders: its default takes days of ImageNet
 Options = dict[str, StrictStr | StrictInt | StrictFloat]
+
+TRIAL = "trial"  # a schedule of every recipe, to see that all steps run; all else is its first's
+TRIAL_OPTIONS: Options = {
+    "epochs": 2,
+    "batch-size": 16,
+    "views-per-load": 1,
+    "eval-every": 1,
+    "save-every": 1,
+}
 
 
 class Part(BaseModel):
@@ -51,7 +71,7 @@ class Ready(BaseModel):
     val: Part
     precompute: Options
     student: Options
-    schedule: dict[str, Options]
+    schedule: dict[str, Options] = Field(min_length=1)
 
     def training(self, schedule: str) -> Options:
         """Return the options of `kdcache train` for a schedule.
@@ -59,12 +79,25 @@ class Ready(BaseModel):
         Raises:
             UsageError: there is no such schedule.
         """
-        if schedule not in self.schedule:
-            raise UsageError(f"schedule {schedule!r}: choose one of {', '.join(self.schedule)}")
-        return {**self.student, **self.schedule[schedule]}
+        known = {TRIAL: {**next(iter(self.schedule.values())), **TRIAL_OPTIONS}, **self.schedule}
+        if schedule not in known:
+            names = dict.fromkeys([*self.schedule, TRIAL])
+            raise UsageError(f"schedule {schedule!r}: choose one of {', '.join(names)}")
+        return {**self.student, **known[schedule]}
 
-    def num_views(self, schedule: str, *, reuse: float) -> Views:
-        """Return the views that a schedule uses `reuse` times each, as `kdcache plan` does."""
+    def with_workers(self, most: int) -> "Ready":
+        """Return the recipe with no more workers than so many, where it has any."""
+
+        def fewer(options: Options) -> Options:
+            wished = options.get("workers")
+            return options | ({"workers": min(wished, most)} if isinstance(wished, int) else {})
+
+        schedule = {name: fewer(options) for name, options in self.schedule.items()}
+        parts = {"precompute": fewer(self.precompute), "student": fewer(self.student)}
+        return self.model_copy(update={**parts, "schedule": schedule})
+
+    def num_views(self, schedule: str, *, reuse: float | None) -> Views:
+        """Return the views that `kdcache plan` reckons with for a schedule and a reuse."""
         return views_of_epochs(int(self.training(schedule)["epochs"]), reuse=reuse)
 
 
@@ -81,14 +114,19 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """What the user brings and wishes. out: folder of all that is made."""
+    """What the user brings and wishes.
+
+    out: folder of all that is made. reuse: None for as many views as are enough by the rule of
+    docs/how-to/choose-views.md. train: more words of `kdcache train`.
+    """
 
     data: Path
     teacher: str
     weights: Path | None
     out: Path
-    reuse: float = 3.0
+    reuse: float | None = None
     gpus: int = 1
+    train: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,28 +165,30 @@ def load_ready(path: Path) -> Ready:
 def commands(ready: Ready, schedule: str, *, place: Place) -> list[Command]:
     """Return all commands of a schedule, in order, parsed.
 
-    Images and central targets are shared by the schedules; cache and run are each one's own.
+    Images and central targets are shared by the schedules; cache and run are of a schedule and a
+    number of views.
 
     Raises:
         UsageError: there is no such schedule.
     """
-    own = place.out / schedule
     train, val, central = (str(place.out / name) for name in ("train", "val", "val-cache"))
-    cache, run = str(own / "cache"), str(own / "run")
     training = ready.training(schedule)
     views = ready.num_views(schedule, reuse=place.reuse).num_views
+    own = place.out / schedule
+    cache, run = (str(own / f"{name}-{views}-views") for name in ("cache", "run"))
     teacher = ["--teacher", place.teacher]
     teacher += [] if place.weights is None else ["--weights", str(place.weights)]
     kept = [*teacher, *_words(ready.precompute)]
     job = ["precompute", "--data", train, *kept, "--recipe", ready.views]
     measured = ["precompute", "--data", val, *kept, "--recipe", ready.central]
-    wished = ["--epochs", str(training["epochs"]), "--reuse", str(place.reuse)]
-    planned = ["--recipe", ready.views, *wished, "--gpus", str(place.gpus)]
+    wished = ["--epochs", str(training["epochs"]), "--gpus", str(place.gpus)]
+    planned = ["--recipe", ready.views, *wished]
+    planned += [] if place.reuse is None else ["--reuse", str(place.reuse)]
     several = place.gpus > 1
     engine = ["--engine", "processes"] if several else []
     torchrun = ("torchrun", "--no-python", "--nproc-per-node", str(place.gpus)) if several else ()
     student = ["train", "--data", train, "--cache", cache, *_words(training)]
-    student += ["--val-data", val, "--val-cache", central, "--out", run, "--resume"]
+    student += ["--val-data", val, "--val-cache", central, "--out", run, "--resume", *place.train]
     found = [
         _pack(ready.train, train, place=place),
         _pack(ready.val, val, place=place),
@@ -185,21 +225,60 @@ def parse(command: Command) -> dict[str, Any]:
     return found
 
 
+def head(path: Path) -> str:
+    """Return the comment that a recipe's file begins with, without its marks."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in comment)
+
+
+def _missing(name: str, schedule: str, *, missing: list[str]) -> str:
+    """Say which of make's variables are still to be given, and give an example of all."""
+    return (
+        f"{', '.join(missing)} missing; for example: make recipe NAME={name} SCHEDULE={schedule} "
+        "DATA=data TEACHER=timm:resnetv2_152x2_bit WEIGHTS=teacher.safetensors"
+    )
+
+
+def _cores() -> int:
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"TRAIN_ARGS {text!r}: {error}") from None
+
+
 def main(
-    name: Annotated[str, typer.Argument(help=f"A recipe: {READY.name}/NAME.toml.")],
-    schedule: Annotated[str, typer.Argument(help="One of its schedules.")],
-    data: Annotated[Path, typer.Option(help="Folder of the dataset's own files.")],
-    teacher: Annotated[str, typer.Option(help="Its spec; see docs/how-to/teachers.md.")],
+    name: Annotated[str, typer.Argument(help=f"{READY.name}/NAME.toml, or your own FILE.toml.")],
+    schedule: Annotated[str | None, typer.Argument(help=f"One of its own, or {TRIAL}.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the dataset's own files.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Its spec; docs/how-to/teachers.md.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     out: Annotated[Path, typer.Option(help="All is made in OUT/NAME.")] = Path("build/recipes"),
-    reuse: Annotated[float, typer.Option(help="Uses of each view: epochs over views.")] = 3.0,
+    reuse: Annotated[
+        float | None,
+        typer.Option(help="Uses of each view; default: views by docs/how-to/choose-views.md."),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine.")] = 1,
+    train_args: Annotated[str, typer.Option(help="More options of kdcache train.")] = "",
     step: Annotated[list[Step] | None, typer.Option(help="Only this step, or these.")] = None,
 ) -> None:
-    """Print a recipe's commands, a line each."""
-    place = Place(data, teacher, weights, out / name, reuse=reuse, gpus=gpus)
+    """Print a recipe's commands, a line each; of a name alone, the head of its file."""
+    path = Path(name) if name.endswith(".toml") else READY / f"{name}.toml"
     try:
-        found = commands(load_ready(READY / f"{name}.toml"), schedule, place=place)
+        ready = load_ready(path).with_workers(max(_cores() // gpus - 1, 1))
+        if schedule is None or data is None or teacher is None:
+            typer.echo(f"{head(path)}\n", err=True)
+            given = {"SCHEDULE": schedule, "DATA": data, "TEACHER": teacher}
+            missing = [variable for variable, value in given.items() if value is None]
+            raise UsageError(_missing(name, next(iter(ready.schedule)), missing=missing))
+        more = _split(train_args)
+        place = Place(data, teacher, weights, out / path.stem, reuse=reuse, gpus=gpus, train=more)
+        found = commands(ready, schedule, place=place)
     except KdcacheError as error:
         typer.echo(f"recipe {name}: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

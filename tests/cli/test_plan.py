@@ -1,5 +1,6 @@
 """Claims about `kdcache plan`: one probe, one plan, for people and for scripts."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,20 @@ def test_a_teacher_of_other_classes_is_another_teacher(plan: Plan) -> None:
     seven = ["--teacher", "tests.cli.making:seven_classes", "--views", 4]
     check_refusal(plan(*seven), 3, "has 7 classes")
     assert plan(*seven, "--teacher-classes", 7).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--teacher", "torchvision:resnet50"], ["resnet50: without weights", "give --weights"]),
+        (["--weights", "no.pt"], ["no.pt: no such weights file"]),
+        (["--data", "nowhere"], ["nowhere/dataset.json: missing"]),
+        (["--recipe", "no.toml"], ["no.toml"]),
+    ],
+)
+def test_what_is_missing_is_said_before_torch_is_imported(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, options: list[str], words: list[str]
+) -> None:
+    for module in ("kdcache.data.blocks", "kdcache.models.ensemble", "kdcache.report.plan"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing one of these now fails
+    check_refusal(plan("--views", 4, *options), 2, *words)

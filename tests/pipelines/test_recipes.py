@@ -26,6 +26,7 @@ from kdcache.targets.encoding import parse_encoding
 from pipelines import recipe_run
 from pipelines.recipe_run import (
     READY,
+    TRIAL,
     Command,
     Options,
     Place,
@@ -130,7 +131,7 @@ def _target_bytes(name: str) -> float:
     return float(sum(s.width * np.dtype(s.dtype).itemsize for s in encoding.specs(classes)))
 
 
-def _plan(name: str, schedule: str, reuse: float) -> tuple[int, Plan]:
+def _plan(name: str, schedule: str, reuse: float | None) -> tuple[int, Plan]:
     views = _ready(name).num_views(schedule, reuse=reuse)
     assert views == views_of_epochs(PAPER[name][schedule].epochs, reuse=reuse)
     images = SIZES[name][0]
@@ -149,10 +150,10 @@ def _plan(name: str, schedule: str, reuse: float) -> tuple[int, Plan]:
 
 
 def _row(name: str, schedule: str) -> str:
-    """Return the line of a schedule: views, bytes and teacher's hours at reuse 3 and 12."""
+    """Return the line of a schedule: views, bytes and teacher's hours by the rule, at reuse 3."""
     paper = PAPER[name][schedule]
     cells, hours = "", 0.0
-    for reuse in (3, 12):
+    for reuse in (None, 3):
         views, plan = _plan(name, schedule, reuse)
         cells += f"{views:>9,} {human_bytes(plan.storage_bytes):>8} {plan.teacher_hours:>8,.1f}"
         hours = plan.student_hours or 0.0
@@ -165,12 +166,31 @@ def test_the_head_says_what_kdcache_plans(name: str, schedule: str) -> None:
     assert _row(name, schedule) in _head(name)
 
 
+@pytest.mark.parametrize("schedule", PAPER["imagenet1k"])
+@pytest.mark.parametrize(("more", "reuse"), [("", None), (", `REUSE=3`", 3)])
+def test_the_page_of_imagenet_says_what_kdcache_plans(
+    schedule: str, more: str, reuse: float | None
+) -> None:
+    paper, (views, plan) = PAPER["imagenet1k"][schedule], _plan("imagenet1k", schedule, reuse)
+    cells = [
+        f"{paper.epochs:,}{more}",
+        f"{views:,}",
+        human_bytes(plan.storage_bytes),
+        f"{plan.teacher_hours:,.0f}",
+        f"{plan.student_hours:,.0f}",
+        "" if more else f"{paper.top1:.2f}%",
+    ]
+    page = (ROOT / "docs/how-to/imagenet.md").read_text()
+    assert f"| {' | '.join(cells).strip()} |" in page
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_head_says_how_large_the_dataset_is_and_at_which_speeds(name: str) -> None:
     head, (images, classes) = " ".join(line.lstrip("# ") for line in _head(name)), SIZES[name]
     assert f"{images:,} training images, {classes:,} classes" in head
     assert f"{TEACHER_VIEWS_PER_S:,} views/s" in head
     assert f"{STUDENT_IMAGES_PER_S:,.0f} images/s" in head
+    assert "measured on digits up to 3,000 epochs; nobody has measured it on photographs" in head
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,31 +217,29 @@ def _print(*words: str) -> list[list[str]]:
     """Return the kdcache commands that the script prints, without what stands before them."""
     done = _invoke(*words)
     assert done.exit_code == 0, done.output
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = [words_of(line) for line in done.stdout.splitlines()]
     return [line[line.index("kdcache") + 1 :] for line in lines]
 
 
 # --- runs ----------------------------------------------------------------------------------
 
-SMALL: Options = {
-    "student": "timm:test_resnet",
-    "batch-size": 4,
-    "epochs": 2,
-    "workers": 0,
-    "eval-every": 1,
-    "save-every": 1,
-}
 
-
-def _small(ready: Ready, schedule: str) -> Ready:
-    """Return a recipe with the sizes of a few images; all else is as it was."""
-    fewer = {"views-per-load": 2} if "views-per-load" in ready.student else {}
+def _small(ready: Ready) -> Ready:
+    """Return a recipe with a small student, rendered in turn; all else is as it was."""
+    tiny: Options = {"workers": 0}
     return ready.model_copy(
         update={
-            "precompute": {**ready.precompute, "workers": 0},
-            "schedule": {schedule: {**ready.training(schedule), **SMALL, **fewer}},
+            "precompute": {**ready.precompute, **tiny},
+            "student": {**ready.student, **tiny, "student": "timm:test_resnet"},
         }
     )
+
+
+def _trial(name: str, tmp_path: Path) -> list[Command]:
+    """Return the commands of a recipe's trial for a few images."""
+    teacher, more = "tests.tiny:linear_teacher", ("--batch-size", "4")
+    place = Place(tmp_path / "data", teacher, None, tmp_path / "out", train=more)
+    return commands(_small(_ready(name)), TRIAL, place=place)
 
 
 def _run(kdcache: Run, command: Command) -> Any:
@@ -242,10 +260,7 @@ def test_a_recipe_runs_from_the_datasets_own_files_to_a_measured_student(
 ) -> None:
     monkeypatch.chdir(ROOT)
     laid: Laid = LAYOUTS[name](tmp_path / "data", monkeypatch)
-    schedule = next(iter(PAPER[name]))
-    out = tmp_path / "out"
-    place = Place(tmp_path / "data", "tests.tiny:linear_teacher", None, out, reuse=1)
-    found = commands(_small(_ready(name), schedule), schedule, place=place)
+    out, found = tmp_path / "out", _trial(name, tmp_path)
     values = [_run(kdcache, command) for command in found]
     assert [command.step.value for command in found] == STEPS
 
@@ -260,9 +275,10 @@ def test_a_recipe_runs_from_the_datasets_own_files_to_a_measured_student(
     assert (verified["damaged"], verified["replay"]) == ([], {"blocks": 1, "differing": []})
     assert (trained["epoch"], trained["reuse"]) == (2, 1)
     assert measured["samples"] == len(laid.val)
-    config = json.loads((out / schedule / "run" / "config.json").read_text())
+    config = json.loads((out / "trial" / "run-2-views" / "config.json").read_text())
+    assert config["batch_size"] == 4
     kept = {"learning_rate", "weight_decay", "temperature", "warmup"}
-    expected = _config(name, schedule).model_dump(include=kept)
+    expected = _config(name, next(iter(PAPER[name]))).model_dump(include=kept)
     assert {key: config[key] for key in kept} == expected
 
 
@@ -271,9 +287,7 @@ def test_a_recipe_that_was_run_computes_nothing_again(
 ) -> None:
     monkeypatch.chdir(ROOT)
     LAYOUTS["cifar100"](tmp_path / "data", monkeypatch)
-    place = Place(tmp_path / "data", "tests.tiny:linear_teacher", None, tmp_path / "out", reuse=1)
-    found = commands(_small(_ready("cifar100"), "fast"), "fast", place=place)
-    left = [command for command in found if command.step is not Step.plan]
+    left = [command for command in _trial("cifar100", tmp_path) if command.step is not Step.plan]
     first = [_run(kdcache, command) for command in left]
     again = [_run(kdcache, command) for command in left if command.done is None]
     assert [value["spans_computed"] for value in first[2:4]] == [1, 1]
@@ -306,20 +320,76 @@ def test_several_gpus_compute_and_train_together() -> None:
     (job, central) = (command for command in found if command.step is Step.precompute)
     assert parse(job)["engine"].value == "processes"
     assert parse(central)["engine"].value == "inline"
-    assert (parse(job)["weights"], parse(job)["views"]) == (Path("w"), 104)
+    assert (parse(job)["weights"], parse(job)["views"]) == (Path("w"), 56)
+
+
+GIVEN = ["--data", "d", "--teacher", "t:n"]
 
 
 def test_reuse_and_step_are_choices() -> None:
-    words = ["pets", "long", "--data", "d", "--teacher", "t:n", "--reuse", "12"]
-    (job, central) = _print(*words, "--step", "precompute")
+    (job, central) = _print("pets", "long", *GIVEN, "--reuse", "12", "--step", "precompute")
     assert job[job.index("--views") + 1] == "2504"
     assert central[central.index("--views") + 1] == "1"
+
+
+def test_other_views_are_another_cache_and_another_run_and_all_else_is_shared() -> None:
+    places = []
+    for reuse in ([], ["--reuse", "3"]):
+        found = _print("pets", "fast", *GIVEN, *reuse)
+        places.append({word for words in found for word in words if "build/recipes" in word})
+    own, other = (places[0] - places[1], places[1] - places[0])
+    folder = "build/recipes/pets/fast"
+    assert own == {f"{folder}/cache-96-views", f"{folder}/run-96-views"}
+    assert other == {f"{folder}/cache-336-views", f"{folder}/run-336-views"}
+
+
+def test_more_options_of_train_win_over_the_recipes() -> None:
+    (words,) = _print("pets", "fast", *GIVEN, "--step", "train", "--train-args=--batch-size 64")
+    assert parse(Command(Step.train, tuple(words)))["batch_size"] == 64
+    done = _invoke("pets", "fast", *GIVEN, '--train-args="')
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "TRAIN_ARGS '\"': No closing quotation" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "workers"), [(1, 1, 1), (4, 1, 3), (64, 1, 8), (64, 8, 7)]
+)
+def test_workers_are_as_many_as_the_cores_allow(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, workers: int
+) -> None:
+    monkeypatch.setattr(recipe_run, "_cores", lambda: cores)
+    found = _print("pets", "fast", *GIVEN, "--gpus", str(gpus))
+    given = [words[words.index("--workers") + 1] for words in found if "--workers" in words]
+    assert given == [str(workers)] * 4
+
+
+def test_a_name_alone_prints_the_head_and_what_is_missing() -> None:
+    done = _invoke("pets")
+    assert (done.exit_code, done.stdout) == (2, "")
+    *shown, last = done.stderr.splitlines()
+    assert shown == [*(line[2:] for line in _head("pets")), ""]
+    said, example = last.split("; for example: ")
+    assert said == "recipe pets: SCHEDULE, DATA, TEACHER missing"
+    words = shlex.split(example)
+    assert words[:3] == ["make", "recipe", "NAME=pets"]
+    assert {word.split("=")[0] for word in words[3:]} == {"SCHEDULE", "DATA", "TEACHER", "WEIGHTS"}
+    assert _make("-n", *words[1:]).returncode == 0
+    done = _invoke("pets", "fast", "--data", "d")
+    assert "recipe pets: TEACHER missing; " in done.stderr
+
+
+def test_a_recipe_of_ones_own_is_made_in_out(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text((READY / "pets.toml").read_text())
+    (words,) = _print(str(path), "fast", *GIVEN, "--out", "there", "--step", "eval")
+    assert words[1] == "there/mine/fast/run-96-views"
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("views = 3", "views: "),
+        ("[schedule]", "schedule: .* at least 1 item"),
         ("views =", "not a TOML file"),
         (None, "no such recipe; there are a"),
     ],
@@ -338,12 +408,11 @@ def test_a_typing_error_shows_before_anything_runs(
     text = (READY / "pets.toml").read_text()
     (tmp_path / "mine.toml").write_text(text.replace("learning-rate", "learning-rat"))
     monkeypatch.setattr(recipe_run, "READY", tmp_path)
-    words = ["--data", "d", "--teacher", "t:n"]
     for schedule, said in (
         ("fast", "No such option: --learning-rat"),
-        ("slow", "schedule 'slow': choose one of fast, medium, long"),
+        ("slow", "schedule 'slow': choose one of fast, medium, long, trial"),
     ):
-        done = _invoke("mine", schedule, *words)
+        done = _invoke("mine", schedule, *GIVEN)
         assert (done.exit_code, done.stdout) == (2, "")
         assert said in done.stderr
 
@@ -363,7 +432,10 @@ def test_the_line_of_a_page_prints_the_commands(page: str, tmp_path: Path) -> No
     [line] = [line for line in lines_of(page) if line.startswith("make recipe")]
     done = _make("-o", "setup", *words_of(line)[1:], _programs(tmp_path))
     assert done.returncode == 0, done.stderr
-    printed = [shlex.split(line) for line in done.stdout.splitlines()]
+    note, *script = done.stdout.splitlines()
+    assert note.startswith(f"# kdcache is in {ROOT}/")
+    assert note.endswith(": put that into PATH")
+    printed = [shlex.split(line) for line in script]
     assert [words[words.index("kdcache") + 1] for words in printed] == STEPS
 
 
