@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdcache.cache.sealing import seal
 from kdcache.cli.caches import FINDINGS_SHOWN, CachePath, finding_value
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, say

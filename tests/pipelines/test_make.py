@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,14 @@ def _command(program: str, *words: str) -> list[str]:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.replace("\\\n", " ").splitlines()
     (line,) = (line for line in lines if line.startswith(program))
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    return shell_words(line, words)
+
+
+def shell_words(line: str, given: Sequence[str]) -> list[str]:
+    """Return the words that the shell makes of a line, with variables given as NAME=VALUE."""
+    values = dict(word.split("=", 1) for word in given if "=" in word)
     script = f"set -- {line}\nprintf '%s\\0' \"$@\""
-    said = subprocess.run(["sh", "-c", script], env=given, capture_output=True, check=True)
+    said = subprocess.run(["sh", "-c", script], env=values, capture_output=True, check=True)
     return said.stdout.decode().split("\0")[:-1]
 
 

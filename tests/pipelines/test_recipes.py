@@ -41,7 +41,7 @@ from tests.cli.conftest import Run, kdcache
 from tests.docs.blocks import lines_of, words_of
 from tests.pipelines.layouts import LAYOUTS, Laid, lay_imagenet
 from tests.pipelines.papers import PAPER, SIZES
-from tests.pipelines.test_make import ROOT, _make
+from tests.pipelines.test_make import ROOT, _make, shell_words
 
 __all__ = ["kdcache"]
 
@@ -197,11 +197,12 @@ def test_the_head_says_how_large_the_dataset_is_and_at_which_speeds(name: str) -
 def test_the_command_of_the_head_makes_commands_that_kdcache_takes(name: str) -> None:
     text = "\n".join(line.removeprefix("#") for line in _head(name)).replace("\\\n", " ")
     (line,) = (line for line in text.splitlines() if line.strip().startswith("make recipe"))
-    done = _make("-n", *shlex.split(line)[1:], "SHOW=1")
+    given = [*shlex.split(line)[1:], "SHOW=1"]
+    done = _make("-n", *given)
     assert done.returncode == 0, done.stderr
     script = re.search(r"recipe_run (.*?)\)\s*&&", done.stdout.replace("\\\n", " "), re.DOTALL)
     assert script is not None
-    printed = _print(*shlex.split(script[1]))
+    printed = _print(*shell_words(script[1], given))
     assert [words[0] for words in printed] == STEPS
     for words in printed:
         parse(Command(Step(words[0]), tuple(words)))
