@@ -181,6 +181,7 @@ def _fill(
 ) -> dict[str, Any]:
     """Copy what is missing, compute what then is, and seal the cache when it is complete."""
     from kdcache.cache.merge import Copying
+    from kdcache.cache.sealing import seal
     from kdcache.data.blocks import dataset_source
     from kdcache.precompute.engines import run_inline
     from kdcache.precompute.span import Job
