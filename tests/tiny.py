@@ -23,6 +23,7 @@ from kdcache.cache.info import CacheInfo
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset, tar_digest
+from kdcache.data.document import save_dataset
 from kdcache.data.pack import PackOptions, open_source, pack
 from kdcache.identity import digest
 from kdcache.models.steadiness import Steadiness
@@ -75,6 +76,12 @@ def make_dataset(root: Path, count: int = 24, *, rows_per_tar: int = 10, seed: i
     return pack_images(
         write_images(root / "images", count, seed=seed), root / "data", rows_per_tar=rows_per_tar
     )
+
+
+def relabelled(dataset: Dataset, path: Path, names: Sequence[str]) -> Path:
+    """Return where the same samples are saved with other names of their classes."""
+    save_dataset(replace(dataset, classes=tuple(names)), path)
+    return path
 
 
 def make_recipe(**changes: Any) -> Recipe:

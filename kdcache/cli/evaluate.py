@@ -75,6 +75,7 @@ def evaluate(
       --data build/val --cache build/val-cache
     """
     from kdcache.cache.store import open_cache
+    from kdcache.data.classes import check_labels
     from kdcache.data.document import load_dataset
     from kdcache.errors import MismatchError
     from kdcache.models.running import open_device
@@ -110,6 +111,7 @@ def evaluate(
             f"{trained.num_classes}; precompute validation targets with its teacher, or give the "
             "--labels that it was trained with"
         )
+    check_labels(dataset, trained.classes, whose=str(weights))
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
     stream = replay_stream(targets, dataset, options)
     place = open_device(device)

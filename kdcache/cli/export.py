@@ -10,11 +10,13 @@ from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes
 from kdcache.cli.teachers import triple
 from kdcache.cli.train import STUDENT_HELP
+from kdcache.texts import printable
 
 if TYPE_CHECKING:
     from kdcache.student.agreement import Agreement
     from kdcache.student.trained import Trained
 
+NAMES_SHOWN = 3
 _NOTED = "default: as in the weights file."
 
 
@@ -62,6 +64,15 @@ def export(
     _give(trained, out, agreement, pixels=pixels, as_json=as_json)
 
 
+def _named(trained: "Trained") -> str:
+    """Return how many classes there are, and the names of the first."""
+    if trained.classes is None:
+        return f"{trained.num_classes}, without names"
+    shown = [printable(name) for name in trained.classes[:NAMES_SHOWN]]
+    more = ["…"] if trained.num_classes > NAMES_SHOWN else []
+    return f"{trained.num_classes} ({', '.join(shown + more)})"
+
+
 def _give(
     trained: "Trained", out: Path, agreement: "Agreement", *, pixels: bool, as_json: bool
 ) -> None:
@@ -73,6 +84,7 @@ def _give(
         "student": trained.spec,
         "trained_as": trained.noted,
         "num_classes": trained.num_classes,
+        "classes": trained.classes,
         "size": size,
         "mean": mean,
         "std": std,
@@ -88,6 +100,7 @@ def _give(
         if pixels
         else f"float32 images {shape}, normalised before: {law}",
         "gives": f"float32 logits (batch, {trained.num_classes})",
+        "classes": _named(trained),
         "agrees": f"logits within {agreement.max_difference:.2g}, {agreement.relative:.2g} of "
         f"their range; top-1 on {agreement.top1:.0%} of {agreement.images} random images",
     }

@@ -8,15 +8,18 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdcache.errors import UsageError
+from kdcache.errors import CorruptError, UsageError
 from kdcache.models.libraries import first_line
 
+NOTES = "kdcache"  # the name of what is known, in the files that kdcache writes
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
 
 
@@ -94,6 +97,51 @@ def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 def shortened(names: list[str]) -> str:
     """Return the first names of a list, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# --- what is known of them ------------------------------------------------------------------
+
+
+class Named(BaseModel):
+    """The names of the classes that weights tell apart, in order; None if there are none."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    classes: tuple[str, ...] | None = None
+
+
+Notes = TypeVar("Notes", bound=BaseModel)
+
+
+def read_notes(weights: Path, kind: type[Notes]) -> Notes:
+    """Return what a weights file that `kdcache train` wrote says of itself.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+        CorruptError: it says something else.
+    """
+    if weights.suffix != ".safetensors":
+        return kind()
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get(NOTES, "{}")
+    except FileNotFoundError:
+        raise UsageError(f"{weights}: no such weights file") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{weights}: not a readable weights file: {error}") from error
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise CorruptError(
+            f"{weights}: its metadata cannot be read: {first_problem(error)}; train again"
+        ) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return where the first error is, what it is, and what was found."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or NOTES
+    return f"{where}: {first['msg']}, found {first['input']!r:.200}"
 
 
 # --- files ---------------------------------------------------------------------------------

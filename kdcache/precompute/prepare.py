@@ -6,6 +6,7 @@ from kdcache.cache.create import create_cache
 from kdcache.cache.in_place import check_unpublished
 from kdcache.cache.info import CacheInfo
 from kdcache.cache.store import Cache, is_cache, open_cache
+from kdcache.data.classes import check_order
 from kdcache.data.dataset import Dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.files import sync
@@ -29,11 +30,21 @@ def check_classes(
     """Return the teacher's number of classes. other_classes: it may differ from the dataset's.
 
     Raises:
-        MismatchError: the teacher has another number of classes than the dataset.
+        MismatchError: the teacher has another number of classes than the dataset, or knows one of
+            them by another number.
         UsageError: the teacher does not serve.
     """
     num_classes = teacher.num_classes(recipe.size_for("teacher"))
-    if other_classes or dataset.num_classes in (None, num_classes):
+    if other_classes:
+        return num_classes
+    if dataset.num_classes in (None, num_classes):
+        check_order(
+            dataset,
+            teacher.classes,
+            whose=f"teacher {teacher.spec}",
+            advice="pack the images with kdcache pack … --classes-of the teacher's own, map its "
+            "classes with --labels, or give --teacher-classes if the labels mean something else",
+        )
         return num_classes
     mapped = " by --labels" if "labels" in teacher.parts else ""
     raise MismatchError(

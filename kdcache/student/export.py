@@ -20,8 +20,9 @@ from kdcache.files import write_whole
 from kdcache.models.libraries import first_line, quiet
 from kdcache.models.running import logits_of, run_network
 from kdcache.models.teacher import Preprocessing
+from kdcache.models.weights import NOTES
 from kdcache.student.agreement import Agreement, compare, seeded_batches
-from kdcache.student.trained import NOTES, Trained
+from kdcache.student.trained import Trained
 
 SUFFIXES = (".pt2", ".onnx")
 _OTHER = f"try the other of {' and '.join(SUFFIXES)}"
@@ -217,6 +218,7 @@ def _notes(student: Trained, takes: str) -> str:
         "takes": takes,
         "student": student.spec,
         "num_classes": student.num_classes,
+        "classes": student.classes,
         "size": student.size,
         "mean": student.preprocessing.mean,
         "std": student.preprocessing.std,

@@ -284,6 +284,7 @@ class _Loop:
         metadata = {
             "student": run.config.student,
             "num_classes": run.num_classes,
+            "classes": run.classes,
             "size": run.stream.recipe.size,
             "mean": run.preprocessing.mean,
             "std": run.preprocessing.std,

@@ -26,8 +26,8 @@ class Run:
 
     network: makes the student, with its first weights. validation: makes the stream that the
     student is measured on, anew each time; None measures nothing. class_names: of its labels, if
-    they have names. provenance: ids of what the stream hands over, kept with the settings. stop:
-    set when the run is to end early.
+    they have names. classes: names of the student's, if known. provenance: ids of what the stream
+    hands over, kept with the settings. stop: set when the run is to end early.
     """
 
     config: TrainConfig
@@ -38,6 +38,7 @@ class Run:
     stream: ReplayStream
     validation: Callable[[], ReplayStream] | None
     class_names: Sequence[str] | None
+    classes: Sequence[str] | None
     folder: Path
     world: World
     provenance: dict[str, Any]

@@ -20,6 +20,7 @@ from torch import nn
 
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import dataset_source
+from kdcache.data.classes import check_labels, check_order
 from kdcache.data.document import load_dataset
 from kdcache.errors import MismatchError, UsageError
 from kdcache.identity import content_digest
@@ -75,7 +76,8 @@ def make_run(
     stream = _stream(config, sources, opened=opened, world=world, stop=stop, tell=tell)
     _check_reuse(config, stream, max_reuse=max_reuse)
     num_classes = _num_classes(config, opened, stream)
-    measured = _validation(config, sources, num_classes=num_classes, world=world)
+    classes = _classes(config, sources, opened=opened, num_classes=num_classes)
+    measured = _validation(config, sources, num_classes=num_classes, classes=classes, world=world)
     online = config.learn == "online"
     return Run(
         config=config,
@@ -86,6 +88,7 @@ def make_run(
         stream=stream,
         validation=measured.open_stream,
         class_names=measured.class_names,
+        classes=classes,
         folder=folder,
         world=world,
         provenance=_provenance(config, sources, opened=opened, stream=stream) | dict(measured.ids),
@@ -145,6 +148,27 @@ def _num_classes(config: TrainConfig, opened: Opened, stream: ReplayStream) -> i
         if unlabelled := int((dataset.labels < 0).sum()):
             raise UsageError(f"--label-weight: {unlabelled} samples have no label; leave this out")
     return num_classes
+
+
+def _classes(
+    config: TrainConfig, sources: Sources, *, opened: Opened, num_classes: int
+) -> tuple[str, ...] | None:
+    """Return the names of the student's classes: of --labels, or those of the training data.
+
+    A cache holds the names from when it was made. They are asked only where labels are learned
+    beside its targets, since without them it serves relabelled data as well as before.
+    """
+    dataset, targets = opened.dataset, opened.targets
+    mapped = None if sources.labels is None else sources.labels.classes
+    if config.label_weight > 0 and targets is not None:
+        check_order(
+            dataset,
+            mapped or targets.first.info.classes,
+            whose=f"{targets.first.place}" if mapped is None else "--labels",
+            advice="leave --label-weight out, or give the labels these numbers",
+        )
+    names = mapped or dataset.classes
+    return names if names is not None and len(names) == num_classes else None
 
 
 def _first_network(
@@ -246,7 +270,12 @@ class _Measured(NamedTuple):
 
 
 def _validation(
-    config: TrainConfig, sources: Sources, *, num_classes: int, world: World
+    config: TrainConfig,
+    sources: Sources,
+    *,
+    num_classes: int,
+    classes: tuple[str, ...] | None,
+    world: World,
 ) -> _Measured:
     if (sources.val_data is None) != (sources.val_cache is None):
         raise UsageError("validation needs both --val-data and --val-cache")
@@ -258,6 +287,7 @@ def _validation(
             f"{targets.first.place}: has targets of {targets.format.num_classes} classes, the "
             f"student has {num_classes}; precompute validation targets with the same teacher"
         )
+    check_labels(dataset, classes, whose="the student", like=str(sources.data))
     options = StreamOptions(
         batch_size=config.batch_size,
         shuffle=False,

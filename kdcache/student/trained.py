@@ -9,20 +9,17 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from torch import nn
 
-from kdcache.errors import CorruptError, UsageError
+from kdcache.errors import UsageError
 from kdcache.models.source import Triple
 from kdcache.models.specs import build_network
 from kdcache.models.teacher import Preprocessing
-from kdcache.models.weights import load_weights
+from kdcache.models.weights import Named, first_problem, load_weights, read_notes
 from kdcache.student.folder import WEIGHTS
-
-NOTES = "kdcache"  # the name of what is known, in the files written
 
 # Bounds of what any network takes, since the numbers in a file decide what is allocated.
 Classes = Annotated[int, Field(ge=2, le=2**20)]
@@ -42,20 +39,24 @@ def _checked_spec(spec: str) -> str:
     return spec
 
 
-class Facts(BaseModel):
+class Facts(Named):
     """What a weights file, or its user, says of a student; None says nothing.
 
     student: spec of the network. size: side of its images, in pixels. mean, std: of the pixels in
     0 to 1, by channel.
     """
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
     student: Annotated[str, AfterValidator(_checked_spec)] | None = None
     num_classes: Classes | None = None
     size: Size | None = None
     mean: Triple | None = None
     std: Triple | None = None
+
+    @model_validator(mode="after")
+    def _all_are_named(self) -> Self:
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"{len(self.classes)} names of {self.num_classes} classes")
+        return self
 
 
 def make_facts(**values: Any) -> Facts:
@@ -67,20 +68,14 @@ def make_facts(**values: Any) -> Facts:
     try:
         return Facts(**values)
     except ValidationError as error:
-        raise UsageError(_problem(error)) from None
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or NOTES
-    return f"{where}: {first['msg']}, found {first['input']!r}"
+        raise UsageError(first_problem(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A student in evaluation mode, float32, on the CPU.
 
-    noted: the spec in its weights file; None if there is none.
+    noted: the spec in its weights file; None if there is none. classes: names, if it has them.
     """
 
     network: nn.Module
@@ -89,6 +84,7 @@ class Trained:
     num_classes: int
     size: int
     preprocessing: Preprocessing
+    classes: tuple[str, ...] | None = None
 
 
 def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> Trained:
@@ -106,7 +102,7 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         raise UsageError(f"{path}: no {WEIGHTS} there; finish the run with kdcache train --resume")
     if not weights.exists():
         raise UsageError(f"{weights}: no such weights file")
-    noted = read_facts(weights)
+    noted = read_notes(weights, Facts)
     for name in ("num_classes", "mean", "std"):
         ours, theirs = getattr(given, name), getattr(noted, name)
         if None not in (ours, theirs) and ours != theirs:
@@ -122,7 +118,11 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
     known: dict[str, Any] = {}
     for facts in (fallback or Facts(), noted, given):
         known |= facts.model_dump(exclude_none=True)
-    absent = [f"--{name.replace('_', '-')}" for name in Facts.model_fields if name not in known]
+    absent = [
+        f"--{name.replace('_', '-')}"
+        for name in Facts.model_fields
+        if name not in (*known, "classes")
+    ]
     if absent:
         raise UsageError(f"{weights}: does not say all of its student; add {', '.join(absent)}")
     network = build_network(known["student"], num_classes=known["num_classes"])
@@ -136,28 +136,5 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         known["num_classes"],
         known["size"],
         preprocessing,
+        noted.classes,
     )
-
-
-def read_facts(weights: Path) -> Facts:
-    """Return what a weights file that `kdcache train` wrote says of its student.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-        CorruptError: it says something else than facts.
-    """
-    if weights.suffix != ".safetensors":
-        return Facts()
-    try:
-        with safe_open(weights, framework="pt") as file:
-            text = (file.metadata() or {}).get(NOTES, "{}")
-    except FileNotFoundError:
-        raise UsageError(f"{weights}: no such weights file") from None
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{weights}: not a readable weights file: {error}") from error
-    try:
-        return Facts.model_validate_json(text)
-    except ValidationError as error:
-        raise CorruptError(
-            f"{weights}: its metadata cannot be read: {_problem(error)}; train again"
-        ) from None

@@ -30,6 +30,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "Datasets, recipes, teachers": (
         "kdcache.data.document:load_dataset",
+        "kdcache.data.classes:check_labels",
         "kdcache.recipe.schema:load_recipe",
         "kdcache.models.teacher:Preprocessing()",
         "kdcache.models.teacher:load_teacher",

@@ -2,6 +2,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from kdcache.cache.store import open_cache
 from kdcache.cli.evaluate import extremes
 from kdcache.data.dataset import Dataset
+from kdcache.data.document import save_dataset
 from kdcache.models.specs import build_network
 from kdcache.student.classes import ClassTable
 from tests import tiny
@@ -150,6 +152,38 @@ def test_classes_are_written_beside_the_scalars(
     assert "worst" not in measure(*arguments).stdout  # five are no more than a few
     outcome = measure(weights, "--student", STUDENT, "--classes", tmp_path / "no/classes.csv")
     check_refusal(outcome, 2, "no/classes.csv: cannot be written")
+
+
+ROLLED = [f"class{n}" for n in (4, 0, 1, 2, 3)]
+
+
+def test_images_whose_classes_are_numbered_otherwise_are_not_measured(
+    kdcache: Run, tmp_path: Path, centre: Path, dataset: Dataset
+) -> None:
+    """As where a folder of class was renamed: their number is the same."""
+    notes = {"num_classes": 5, "classes": ROLLED}
+    path = write_student(tmp_path / "student.safetensors", STUDENT, **notes)
+    arguments = ["eval", path, "--student", STUDENT, "--cache", centre, "--workers", "0"]
+    words = "class 0 is 'class0', 1 is 'class1', 2 is 'class2'; of "
+    words += f"{path} class 0 is 'class4', 1 is 'class0', 2 is 'class1'; pack the validation images"
+    refused = kdcache(*arguments, "--data", dataset.root)
+    check_refusal(refused, 3, str(dataset.root), words, "--classes-of")
+    # The same cache, made when they had other names, serves them once they are right.
+    again = tiny.relabelled(dataset, tmp_path / "again", ROLLED)
+    assert kdcache(*arguments, "--data", again, "--json").value["top1"] is not None
+
+
+def test_where_either_side_has_no_names_nothing_is_compared(
+    measure: Measure, tmp_path: Path, weights: Path, dataset: Dataset
+) -> None:
+    named = write_student(tmp_path / "a.safetensors", STUDENT, num_classes=5, classes=ROLLED)
+    save_dataset(replace(dataset, classes=None), tmp_path / "nameless")
+    unlabelled = replace(dataset, labels=np.full_like(dataset.labels, -1))
+    save_dataset(unlabelled, tmp_path / "unlabelled")
+    for student, data in (
+        (weights, dataset.root), (named, tmp_path / "nameless"), (named, tmp_path / "unlabelled")
+    ):  # fmt: skip
+        assert measure(student, "--student", STUDENT, "--data", data).code == 0
 
 
 def test_the_worst_and_best_five_of_many_classes_are_named() -> None:

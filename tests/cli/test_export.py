@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from onnxruntime import InferenceSession
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from kdcache.data.dataset import Dataset
 from tests.cli.conftest import Run
@@ -30,11 +33,12 @@ def test_a_run_becomes_a_file_and_the_command_says_which(
     outcome = kdcache("export", run, out, "--student", STUDENT)
     assert (outcome.code, outcome.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines())
-    assert list(lines) == ["file", "student", "takes", "gives", "agrees"]
+    assert list(lines) == ["file", "student", "takes", "gives", "classes", "agrees"]
     assert lines["file"].startswith(f"{out} (")
     assert lines["student"] == STUDENT
     assert lines["takes"].startswith("uint8 pixels (batch, 3, 12, 12); computes (x / 255 - mean)")
     assert lines["gives"] == "float32 logits (batch, 5)"
+    assert lines["classes"] == "5 (class0, class1, class2, …)"
     assert lines["agrees"].endswith("of their range; top-1 on 100% of 8 random images")
     pixels = torch.zeros(3, 3, 12, 12, dtype=torch.uint8)
     assert torch.export.load(out).module()(pixels).shape == (3, 5)
@@ -52,11 +56,24 @@ def test_with_json_the_result_is_alone_on_stdout(kdcache: Run, tmp_path: Path, r
     assert 0 <= value.pop("max_difference") < 1e-4
     assert value == {
         "path": str(out), "size_bytes": out.stat().st_size, "student": STUDENT,
-        "trained_as": STUDENT, "num_classes": 5, "size": 20, "takes": "images", "images": 8,
+        "trained_as": STUDENT, "num_classes": 5, "size": 20,
+        "classes": [f"class{n}" for n in range(5)], "takes": "images", "images": 8,
         "top1": 1.0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
     }  # fmt: skip
     (taken,) = InferenceSession(str(out), providers=["CPUExecutionProvider"]).get_inputs()
     assert (taken.type, taken.shape) == ("tensor(float)", ["batch", 3, 20, 20])
+
+
+def test_a_student_of_a_run_of_before_is_exported_without_names(
+    kdcache: Run, tmp_path: Path, run: Path
+) -> None:
+    path = run / "student.safetensors"
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["kdcache"])
+    del notes["classes"]
+    save_file(load_file(path), path, {"kdcache": json.dumps(notes)})
+    outcome = kdcache("export", run, tmp_path / "student.pt2", "--student", STUDENT)
+    assert "\nclasses  5, without names\n" in outcome.stdout
 
 
 def test_a_moved_module_is_named_beside_the_one_trained(

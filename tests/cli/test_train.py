@@ -12,6 +12,7 @@ import pytest
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.files import alone
+from kdcache.models.weights import Named, read_notes
 from kdcache.student.config import TrainConfig
 from tests import tiny
 from tests.cli import making
@@ -78,6 +79,54 @@ def test_with_json_the_last_metrics_are_alone_on_stdout(
     assert outcome.value == {"run": str(tmp_path / "run"), "reuse": 0.5, **json.loads(metrics[-1])}
     assert outcome.value["val_samples"] == 24
     assert len(outcome.stderr.splitlines()) == 3
+
+
+ROLLED = [f"class{n}" for n in (4, 0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("learn", ["cache", "labels"])
+def test_validation_of_classes_numbered_otherwise_is_refused_before_the_first_step(
+    train: Train, tmp_path: Path, complete: Path, centre: Path, fresh: Path, dataset: Dataset,
+    learn: str,
+) -> None:  # fmt: skip
+    data = tiny.relabelled(dataset, tmp_path / "shift", ROLLED)
+    taught = ["--cache", complete] if learn == "cache" else ["--learn", "labels", "--recipe", fresh]
+    outcome = train(*taught, "--val-data", data, "--val-cache", centre)
+    words = "5 of 5 classes differ: class 0 is 'class4', 1 is 'class0', 2 is 'class1'; of the"
+    check_refusal(outcome, 3, words, f"kdcache pack … --classes-of {dataset.root}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_serves_data_that_were_relabelled_since(
+    train: Train, tmp_path: Path, complete: Path, centre: Path, dataset: Dataset
+) -> None:
+    data = tiny.relabelled(dataset, tmp_path / "again", ROLLED)
+    given = ["--cache", complete, "--data", data, "--val-data", data, "--val-cache", centre]
+    check_refusal(
+        train(*given, "--label-weight", "0.5"), 3, f"of {complete} class 0 is 'class0'",
+        "leave --label-weight out",
+    )  # fmt: skip
+    assert train(*given).code == 0
+    names = read_notes(tmp_path / "run/student.safetensors", Named).classes
+    assert names == tuple(ROLLED)
+    spelt = tiny.relabelled(dataset, tmp_path / "spelt", [f"Class {n}" for n in range(5)])
+    given = ["--cache", complete, "--data", spelt, "--label-weight", "0.5"]
+    assert train(*given, "--out", tmp_path / "other").code == 0
+
+
+def test_mapped_classes_have_the_names_of_the_mapping(
+    train: Train, tmp_path: Path, complete: Path, centre: Path, dataset: Dataset
+) -> None:
+    mapping = [f"{name} = [{place}]" for place, name in enumerate(ROLLED)]
+    labels = tmp_path / "labels.toml"
+    labels.write_text("\n".join(["[classes]", *mapping]))
+    given = ["--cache", complete, "--labels", labels, "--val-cache", centre]
+    outcome = train(*given, "--val-data", dataset.root)
+    check_refusal(outcome, 3, "of the student class 0 is 'class4'")
+    check_refusal(train(*given[:4], "--label-weight", "0.5"), 3, "of --labels class 0 is 'class4'")
+    data = tiny.relabelled(dataset, tmp_path / "mapped", ROLLED)
+    assert train(*given, "--val-data", data).code == 0
+    assert read_notes(tmp_path / "run/best.safetensors", Named).classes == tuple(ROLLED)
 
 
 @pytest.mark.parametrize("learn", ["fixed", "labels"])

@@ -33,6 +33,7 @@ RUN: dict[str, str | dict[str, str]] = {
     "docs/how-to/buckets.md": "tests/docs/test_sharing_pages.py",
     "docs/how-to/choose-an-encoding.md": "tests/docs/test_pages.py",
     "docs/how-to/debug-a-mismatch.md": "tests/docs/test_pages.py",
+    "docs/how-to/export.md": "tests/docs/test_export_page.py",
     "docs/how-to/fabric.md": "tests/howto/test_loops.py",
     "docs/how-to/imagenet.md": "tests/pipelines/test_recipes.py",
     "docs/how-to/keep-a-cache.md": "tests/docs/test_pages.py",

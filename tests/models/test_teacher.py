@@ -1,5 +1,6 @@
 """Claims about the teacher: frozen, and named by all that decides its logits."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,18 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(name: str = "Net", weights: Path | None = None, **options: Any) -> Teacher:
     return load_teacher(f"{__name__}:{name}", weights, **options)
+
+
+def test_weights_that_train_wrote_name_the_classes_and_the_fingerprint_stays(
+    tmp_path: Path,
+) -> None:
+    state, notes = Net().state_dict(), {"classes": ["a", "b", "c", "d"], "num_classes": 4}
+    save_file(state, tmp_path / "plain.safetensors")
+    save_file(state, tmp_path / "named.safetensors", {"kdcache": json.dumps(notes)})
+    plain, named = (load(weights=tmp_path / f"{n}.safetensors") for n in ("plain", "named"))
+    assert (plain.classes, named.classes) == (None, ("a", "b", "c", "d"))
+    assert named.description == plain.description
+    assert load(f"Net@{tmp_path / 'named.safetensors'}").classes == named.classes
 
 
 def pixels(count: int = 5, size: int = 8) -> Tensor:

@@ -55,6 +55,18 @@ def test_a_teacher_of_other_classes_is_refused(dataset: Dataset) -> None:
     assert (info.num_classes, info.classes) == (7, None)
 
 
+def test_a_teacher_that_knows_a_class_by_another_number_is_refused(dataset: Dataset) -> None:
+    other = replace(tiny.make_teacher(), classes=("class1", "class0", "c", "d", "e"))
+    with pytest.raises(MismatchError, match=r"2 of 5 classes differ: class 0 is 'class0', 1 is"):
+        describe(dataset, teacher=other)
+    assert describe(dataset, teacher=other, other_classes=True).classes == other.classes
+    spelt = replace(other, classes=("Class 0", "tench", "class2", "d", "e"))
+    assert describe(dataset, teacher=spelt).classes == dataset.classes
+    twice = replace(other, classes=("class0", "class1", "crane", "class3", "crane"))
+    cranes = replace(dataset, classes=twice.classes)
+    assert describe(cranes, teacher=twice).classes == cranes.classes
+
+
 def test_a_dataset_without_classes_takes_any_teacher(dataset: Dataset) -> None:
     info = describe(replace(dataset, num_classes=None, classes=None))
     assert (info.num_classes, info.classes) == (5, None)

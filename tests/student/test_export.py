@@ -5,6 +5,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -149,9 +150,10 @@ def test_rounding_alone_is_far_below_the_tolerance(
 def test_files_say_what_they_are_of(tmp_path: Path) -> None:
     expected = {
         "student": "own:net", "num_classes": CLASSES, "size": SIZE, "takes": "images",
+        "classes": [*"abcdé"],
         "mean": [0.3, 0.4, 0.5], "std": [0.2, 0.3, 0.4], "version": __version__,
     }  # fmt: skip
-    student = student_of(nets.contrast(CLASSES))
+    student = replace(student_of(nets.contrast(CLASSES)), classes=tuple("abcdé"))
     extra = {"kdcache": ""}
     export_student(student, tmp_path / "student.pt2", pixels=False)
     torch.export.load(tmp_path / "student.pt2", extra_files=extra)

@@ -176,6 +176,8 @@ def test_weights_that_say_nothing_need_all_facts(tmp_path: Path) -> None:
     [
         ("{", "kdcache: Invalid JSON"),
         ("[]", "kdcache: Input should be an object"),
+        (json.dumps(NOTES | {"classes": ["a", "b"]}), "kdcache: .* 2 names of 5 classes"),
+        (json.dumps(NOTES | {"classes": [1, 2, 3, 4, 5]}), "classes.0: Input should be"),
         (json.dumps(NOTES | {"size": 10**12}), "size: Input should be less than"),
         (json.dumps(NOTES | {"num_classes": "five"}), "num_classes: Input should be a valid int"),
         (json.dumps(NOTES | {"mean": [0.1]}), "mean.1: Field required"),
