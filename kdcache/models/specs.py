@@ -14,7 +14,7 @@ given to this module.
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -24,7 +24,8 @@ from kdcache.models.from_factory import make_by_factory, open_factory
 from kdcache.models.from_hf import make_hf, open_hf
 from kdcache.models.from_timm import make_timm, open_timm
 from kdcache.models.from_torchvision import make_torchvision, open_torchvision
-from kdcache.models.source import Model
+from kdcache.models.source import Inputs, Model
+from kdcache.models.weights import noted_inputs
 
 SOURCES = ("torchvision", "timm", "hf", "pt2", "onnx")
 PROGRAMS = ("pt2", "onnx")
@@ -91,6 +92,15 @@ def open_model(text: str, weights: Path | None = None, *, num_classes: int | Non
 
         return open_onnx(Path(spec.name))
     named = spec.weights if weights is None else weights
+    model = _open(spec, named, num_classes=num_classes)
+    if named is None or not (file := Path(named)).is_file():
+        return model
+    noted = noted_inputs(file)  # of these very weights: before what is known of the network
+    own = {f.name: getattr(noted, f.name) or getattr(model.inputs, f.name) for f in fields(noted)}
+    return replace(model, inputs=Inputs(**own))
+
+
+def _open(spec: Spec, named: str | Path | None, *, num_classes: int | None) -> Model:
     if spec.source == "torchvision":
         return open_torchvision(spec.name, named, num_classes=num_classes)
     if spec.source == "hf":

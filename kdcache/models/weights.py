@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcache.errors import UsageError
 from kdcache.models.libraries import first_line
+from kdcache.models.notes import NOTES, read_notes
+from kdcache.models.source import UNKNOWN, Inputs
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
 
@@ -94,6 +96,22 @@ def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 def shortened(names: list[str]) -> str:
     """Return the first names of a list, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def noted_inputs(path: Path) -> Inputs:
+    """Return what images a weights file says that it was trained for: one that kdcache wrote.
+
+    Raises:
+        UsageError: its notes cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return UNKNOWN
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = read_notes((file.metadata() or {}).get(NOTES))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return Inputs(size=notes.size, mean=notes.mean, std=notes.std)
 
 
 # --- files ---------------------------------------------------------------------------------
