@@ -80,7 +80,8 @@ def _problem(error: ValidationError) -> str:
 class Trained:
     """A student in evaluation mode, float32, on the CPU.
 
-    noted: the spec in its weights file; None if there is none.
+    noted: the spec in its weights file; None if there is none. weights: that file; None if it was
+    not read from any.
     """
 
     network: nn.Module
@@ -89,6 +90,7 @@ class Trained:
     num_classes: int
     size: int
     preprocessing: Preprocessing
+    weights: Path | None = None
 
 
 def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> Trained:
@@ -136,6 +138,7 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         known["num_classes"],
         known["size"],
         preprocessing,
+        weights,
     )
 
 

@@ -65,7 +65,25 @@ def test_training_prints_the_reuse_the_epochs_and_the_result(
     assert [line.split(":")[0] for line in lines[1:7]] == [f"epoch {n}/6" for n in range(1, 7)]
     assert all(": loss " in line and "images_per_s" in line for line in lines[1:7])
     assert lines[7] == f"student  {tmp_path / 'run' / 'student.safetensors'}"
-    assert outcome.stderr == ""
+    run, named = tmp_path / "run", f"--student {STUDENT}"
+    following = f"eval {run} --data IMAGES {named}, kdcache export {run} student.pt2 {named}"
+    assert outcome.stderr == f"next: kdcache {following}, kdcache show {run}\n"
+
+
+def test_the_teachers_own_accuracy_is_told_once(
+    train: Train, complete: Path, centre: Path, dataset: Dataset
+) -> None:
+    outcome = train("--cache", complete, "--val-data", dataset.root, "--val-cache", centre)
+    lines = outcome.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[1:4]] == [
+        "epoch 1/2", "teacher, on the same images", "epoch 2/2"
+    ]  # fmt: skip
+    assert "teacher" not in lines[1] + lines[3]
+    assert f"--data {dataset.root} --cache {centre} --student" in outcome.stderr
+
+
+def test_with_quiet_no_next_step_is_named(train: Train, complete: Path) -> None:
+    assert train("--cache", complete, "--quiet").stderr == ""
 
 
 def test_with_json_the_last_metrics_are_alone_on_stdout(
@@ -77,7 +95,8 @@ def test_with_json_the_last_metrics_are_alone_on_stdout(
     metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert outcome.value == {"run": str(tmp_path / "run"), "reuse": 0.5, **json.loads(metrics[-1])}
     assert outcome.value["val_samples"] == 24
-    assert len(outcome.stderr.splitlines()) == 3
+    assert len(outcome.stderr.splitlines()) == 4
+    assert "next:" not in outcome.stderr
 
 
 @pytest.mark.parametrize("learn", ["fixed", "labels"])
@@ -104,7 +123,7 @@ def test_every_option_reaches_the_settings(train: Train, tmp_path: Path, complet
     options = [str(word) for name, value in (deciding | free).items()
                for word in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
     outcome = train("--cache", complete, "--mean", "0.1,0.2,0.3", "--std", "1,2,3", *options)
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.code == 0, outcome.stderr
     found = json.loads((tmp_path / "run/config.json").read_text())
     assert {name: found[name] for name in deciding} == deciding
     assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [1, 2, 3])
@@ -205,7 +224,7 @@ def test_missing_views_are_written_through(
     made = ["--cache", tmp_path / "new", "--teacher", TEACHER, "--write-through"]
     check_refusal(train(*made), 2, "no cache here; to make one while training, give --recipe and")
     first = train(*made, "--recipe", recipe, "--views", "4", *PLAIN)
-    assert (first.code, first.stderr) == (0, "")
+    assert first.code == 0, first.stderr
     assert len(open_cache(tmp_path / "new").missing()) == 0
     shutil.rmtree(tmp_path / "run")
     next((tmp_path / "new/commits").glob("1-0.json")).unlink()
@@ -298,7 +317,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(
             ["--cache", "CACHE", "--student", "torchvision:inception_v3"],
             ["inception_v3: fails on 12 x 12"],
         ),
-        (["--cache", "CACHE", "--val-cache", "CACHE"], ["needs both --val-data and --val-cache"]),
+        (["--cache", "CACHE", "--val-cache", "CACHE"], ["name them, too (--val-data)"]),
         (["--learn", "labels"], ["give a recipe of the views"]),
         (["--learn", "labels", "--recipe", "/no.toml"], ["/no.toml: neither a file nor a preset"]),
         (["--learn", "fixed", "--cache", "CACHE"], ["give a recipe of the student's views"]),
