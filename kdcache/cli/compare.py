@@ -112,6 +112,8 @@ MEASURED = (
     _measured("agree", "agreement", max, _share),
     _measured("calib", "calibration_error", min, _share),
 )
+TAUGHT = Column("teacher", "val_teacher_top1", max, _share, _last, alike="val_.*")
+ALL = (*PLAIN, *MEASURED, TAUGHT)
 
 
 def compare(
@@ -123,8 +125,9 @@ def compare(
     """Compare training runs: what they reached, how fast, and in which settings they differ.
 
     Shown are the last training loss; the best and the last top-1, KL to the teacher in nats,
-    agreement with it and calibration error; images a second and the share of time that was waited
-    for data, as medians of the epochs. The best of each column is bold, or has a star.
+    agreement with it and calibration error; the teacher's own top-1; images a second and the share
+    of time that was waited for data, as medians of the epochs. The best of each column is bold, or
+    has a star.
 
     Example:
 
@@ -159,7 +162,7 @@ def compare(
 
 def _page_table(seen: Comparison) -> list[list[str]]:
     """Return what the columns show of each run: its best value, then its last one."""
-    columns = [column for column in (*PLAIN, *MEASURED) if seen.has(column)]
+    columns = [column for column in ALL if seen.has(column)]
     rows = []
     for name, log, one in zip(seen.names, seen.logs, seen.found, strict=True):
         cells = [", ".join(map(c.show, one.get(c.metric, {}).values())) or "–" for c in columns]
@@ -169,7 +172,7 @@ def _page_table(seen: Comparison) -> list[list[str]]:
 
 
 def _taken(log: RunLog) -> Found:
-    values = {column: log.epoch_values(column.metric) for column in (*PLAIN, *MEASURED)}
+    values = {column: log.epoch_values(column.metric) for column in ALL}
     return {column.metric: column.take(found) for column, found in values.items() if found}
 
 
@@ -180,7 +183,7 @@ def _print_table(seen: Comparison) -> None:
     star = "" if console.color_system else "*"  # where nothing is bold
     plain, measured = (
         {column: seen.bests(column) for column in columns if seen.has(column)}
-        for columns in (PLAIN, MEASURED)
+        for columns in (PLAIN, (*MEASURED, TAUGHT))
     )
     drawn = Table(box=None, pad_edge=False, collapse_padding=True)
     for heading in ("run", "student", "learn"):
@@ -227,27 +230,32 @@ def _print_notes(seen: Comparison) -> None:
     blind = [name for name, one in pairs if not _is_measured(one)]
     if blind:
         say(f"without validation: {', '.join(blind)}", as_json=False)
-    unlike = {column.heading: seen.unlike(column) for column in (*PLAIN, *MEASURED)}
+    unlike = {column.heading: seen.unlike(column) for column in ALL}
     for why in sorted({", ".join(names) for names in unlike.values() if names}):
         which = ", ".join(name for name, names in unlike.items() if ", ".join(names) == why)
         say(f"{which}: no best is marked, since runs differ in {why}", as_json=False)
     if seen.others:
-        lines = {name: _spread(seen.names, values) for name, values in seen.others.items()}
+        lines = {
+            name: _spread(seen.names, [_text(value, name) for value in values])
+            for name, values in seen.others.items()
+        }
         say(f"differing settings\n{table(lines)}", as_json=False)
     elif len(seen.logs) > 1:
         say("no setting differs", as_json=False)
 
 
-def _spread(names: Sequence[str], values: Sequence[Any]) -> str:
-    """Return each value of a setting with the runs that have it."""
+def _spread(names: Sequence[str], texts: Sequence[str]) -> str:
+    """Return each value of a setting, as text, with the runs that have it."""
     owners: dict[str, list[str]] = {}
-    for name, value in zip(names, values, strict=True):
-        owners.setdefault(_text(value), []).append(name)
-    return "; ".join(f"{value}: {', '.join(those)}" for value, those in owners.items())
+    for name, text in zip(names, texts, strict=True):
+        owners.setdefault(text, []).append(name)
+    return "; ".join(f"{text}: {', '.join(those)}" for text, those in owners.items())
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, setting: str) -> str:
     """Return a setting's value for people: ids short, and other texts as they are."""
+    if setting == "labels":  # the digest of all that are learned
+        return f"learned, of digest {value:016x}" if isinstance(value, int) else "not learned"
     if value is None:
         return "none"
     if not isinstance(value, str):
@@ -267,7 +275,7 @@ def _value(seen: Comparison) -> dict[str, Any]:
                 "learn": log.settings["learn"],
                 "epochs_done": log.epochs_done,
                 "epochs": log.epochs,
-                **{column.metric: one.get(column.metric) for column in (*PLAIN, *MEASURED)},
+                **{column.metric: one.get(column.metric) for column in ALL},
             }
             for name, log, one in zip(seen.names, seen.logs, seen.found, strict=True)
         ],

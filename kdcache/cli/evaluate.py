@@ -10,29 +10,30 @@ from kdcache.cli.keys import RequireSignature, Trusted
 from kdcache.cli.output import give, say
 from kdcache.cli.places import CACHE_HELP, PLACE, cache_places
 from kdcache.cli.teachers import Average, Device, Labels, numbers, triple
-from kdcache.cli.train import STUDENT_HELP, Channels, Data
+from kdcache.cli.train import RUN_HELP, STUDENT_HELP, Channels, Data
+from kdcache.cli.training import TAUGHT, teacher_words
 from kdcache.stores.location import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kdcache.replay.targets import Targets
     from kdcache.student.classes import ClassTable
 
 SHOWN = 5  # classes at each end
 
 
 def evaluate(
-    weights: Annotated[
-        Path, typer.Argument(help="The student's weights, or the folder of its run.")
-    ],
+    weights: Annotated[Path, typer.Argument(help=RUN_HELP)],
     data: Data,
     cache: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar=PLACE,
-            help=f"Targets of one centre view of the images, {CACHE_HELP}; several are averaged.",
+            help=f"Targets of one centre view of the images, {CACHE_HELP}; several are averaged. "
+            "Without it, labels alone measure, on the central view.",
         ),
-    ],
+    ] = None,
     shares: Annotated[
         str | None,
         typer.Option(
@@ -53,6 +54,10 @@ def evaluate(
             "file.",
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images without --cache; default: as in the weights file."),
+    ] = None,
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write the measures of each class.")
     ] = None,
@@ -65,63 +70,68 @@ def evaluate(
     trusted: Trusted = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a student: top-1, top-5, calibration, KL to the teacher and agreement with it.
+    """Measure a student: top-1, top-5, calibration; by a cache, KL to the teacher and agreement.
+
+    The teacher's own top-1 and top-5, by its targets of the same images, stand beside.
 
     Examples:
 
+      kdcache eval build/run --data build/val
+
       kdcache eval build/run --data build/val --cache build/val-cache --classes classes.csv
 
-      kdcache eval build/run/student.safetensors --student package.module:factory
+      kdcache eval build/run/best.safetensors --student package.module:factory
       --data build/val --cache build/val-cache
     """
-    from kdcache.cache.store import open_cache
+    given = dict(locals())
     from kdcache.data.classes import check_labels
     from kdcache.data.document import load_dataset
     from kdcache.errors import MismatchError
     from kdcache.models.running import open_device
-    from kdcache.replay.open import replay_stream
+    from kdcache.replay.open import central_stream, replay_stream
     from kdcache.replay.stream import StreamOptions
-    from kdcache.replay.targets import join_targets
     from kdcache.student.classes import write_classes
     from kdcache.student.metrics import evaluate as measure
     from kdcache.student.trained import load_trained, make_facts
-    from kdcache.targets.labels import load_labels
 
-    places = cache_places(cache, require_signature=require_signature, trusted=trusted)
-    taught = _joined(weights, num_caches=len(cache))
-    targets = join_targets(
-        [open_cache(place) for place in places],
-        shares=taught.get("shares") if shares is None else numbers(shares, "--weights"),
-        average=taught.get("average", "logits") if average is None else average.value,
-        labels=None if labels is None else load_labels(labels),
-    )
-    dataset, info = load_dataset(parse_place(data)), targets.first.info
-    num_classes = targets.format.num_classes
-    given = make_facts(
+    targets = _targets(given)
+    dataset = load_dataset(parse_place(data))
+    facts = make_facts(
         student=student,
-        size=info.recipe.size,
+        size=size if targets is None else targets.first.info.recipe.size,
         mean=None if mean is None else triple(mean, "--mean"),
         std=None if std is None else triple(std, "--std"),
     )
-    teacher = {"mean": tuple(info.teacher["mean"]), "std": tuple(info.teacher["std"])}
-    trained = load_trained(weights, given, fallback=make_facts(num_classes=num_classes, **teacher))
-    if trained.num_classes != num_classes:
-        raise MismatchError(
-            f"{targets.first.place}: has targets of {num_classes} classes, the student has "
-            f"{trained.num_classes}; precompute validation targets with its teacher, or give the "
-            "--labels that it was trained with"
-        )
+    fallback: dict[str, Any] = {"num_classes": dataset.num_classes}
+    if targets is not None:
+        taught = targets.first.info.teacher
+        fallback = {name: tuple(taught[name]) for name in ("mean", "std")}
+        fallback["num_classes"] = targets.format.num_classes
+    trained = load_trained(weights, facts, fallback=make_facts(**fallback))
+    num_classes = trained.num_classes
     check_labels(dataset, trained.classes, whose=str(weights))
     options = StreamOptions(batch_size=batch_size, shuffle=False, num_workers=num_workers)
-    stream = replay_stream(targets, dataset, options)
+    if targets is None:
+        stream = central_stream(dataset, options, size=trained.size, num_classes=num_classes)
+    elif targets.format.num_classes == num_classes:
+        stream = replay_stream(targets, dataset, options)
+    else:
+        raise MismatchError(
+            f"{targets.first.place}: has targets of {targets.format.num_classes} classes, the "
+            f"student has {num_classes}; precompute validation targets with its teacher, or give "
+            "the --labels that it was trained with"
+        )
     place = open_device(device)
     network = trained.network.to(place)
     score = measure(network, stream, preprocessing=trained.preprocessing, device=place)
     table, names = score.classes, dataset.classes if stream.labels_match else None
-    assert table is not None  # a cache has targets
-    shown = {name: value for name, value in score.to_dict().items() if value is not None}
-    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in shown.items()}
-    give(score.to_dict(), as_json=as_json, lines=lines | extremes(table, names))
+    assert table is not None  # there are targets, or labels
+    found = score.to_dict()
+    own = {name: v for name, v in found.items() if v is not None and name not in TAUGHT}
+    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in own.items()}
+    if (words := teacher_words(found)) is not None:
+        lines["teacher"] = words
+    give(found, as_json=as_json, lines=lines | extremes(table, names))
     if not stream.labels_match:
         say(
             f"top-1 is not measured: the labels are of {dataset.num_classes or 'no'} classes, the "
@@ -130,6 +140,39 @@ def evaluate(
         )
     if classes is not None:
         write_classes(table, classes, names=names)
+
+
+def _targets(given: dict[str, Any]) -> "Targets | None":
+    """Return the targets that options name, averaged and mapped as they say; None without a cache.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+    from kdcache.cache.store import open_cache
+    from kdcache.errors import UsageError
+    from kdcache.replay.targets import join_targets
+    from kdcache.targets.labels import load_labels
+
+    cache, shares, average, labels = (
+        given[name] for name in ("cache", "shares", "average", "labels")
+    )
+    if not cache:
+        for option, value in (("weights", shares), ("average", average), ("labels", labels)):
+            if value is not None:
+                raise UsageError(f"--{option}: is of a cache's targets, and there is no --cache")
+        return None
+    if given["size"] is not None:
+        raise UsageError("--size: is that of the cache's views; leave it out")
+    places = cache_places(
+        cache, require_signature=given["require_signature"], trusted=given["trusted"]
+    )
+    taught = _joined(given["weights"], num_caches=len(cache))
+    return join_targets(
+        [open_cache(place) for place in places],
+        shares=taught.get("shares") if shares is None else numbers(shares, "--weights"),
+        average=taught.get("average", "logits") if average is None else average.value,
+        labels=None if labels is None else load_labels(labels),
+    )
 
 
 def _joined(run: Path, *, num_caches: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from kdcache.cli.data import Json
 from kdcache.cli.output import give, human_bytes
 from kdcache.cli.teachers import triple
-from kdcache.cli.train import STUDENT_HELP
+from kdcache.cli.train import RUN_HELP, STUDENT_HELP
 from kdcache.texts import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _NOTED = "default: as in the weights file."
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or a student's weights.")],
+    run: Annotated[Path, typer.Argument(help=RUN_HELP)],
     out: Annotated[Path, typer.Argument(help="New file: NAME.pt2 (torch.export) or NAME.onnx.")],
     student: Annotated[
         str | None,
@@ -46,6 +46,8 @@ def export(
     Examples:
 
       kdcache export build/run student.onnx
+
+      kdcache export build/run/best.safetensors best.onnx
 
       kdcache export build/run student.pt2 --student my.models:tiny
     """
@@ -81,6 +83,7 @@ def _give(
     value = {
         "path": str(out),
         "size_bytes": out.stat().st_size,
+        "weights": str(trained.weights),
         "student": trained.spec,
         "trained_as": trained.noted,
         "num_classes": trained.num_classes,
@@ -95,6 +98,7 @@ def _give(
     shape = f"(batch, 3, {size}, {size})"
     lines = {
         "file": f"{out} ({human_bytes(out.stat().st_size)})",
+        "weights": trained.weights,
         "student": f"{trained.spec}, trained as {trained.noted}" if moved else trained.spec,
         "takes": f"uint8 pixels {shape}; computes {law}"
         if pixels

@@ -86,6 +86,12 @@ def say(text: str, *, as_json: bool) -> None:
     Console(stderr=as_json, highlight=False, soft_wrap=True, markup=False).print(shown)
 
 
+def hint(text: str) -> None:
+    """Print a note for people on stderr, unless they want none."""
+    if not _quiet:
+        say(text, as_json=True)
+
+
 def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]) -> None:
     """Print a result: value as JSON, or lines as a table for people."""
     if as_json:

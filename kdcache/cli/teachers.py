@@ -1,6 +1,8 @@
 """Options that name a teacher, for the commands that run one."""
 
+import re
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +16,25 @@ if TYPE_CHECKING:
     from kdcache.models.source import Triple
 
 PANEL = "Teacher"
+_REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", re.MULTILINE)
 IMAGENET_MEAN = "0.485,0.456,0.406"
 SPEC_HELP = (
     "torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, pt2:FILE, onnx:FILE, or "
     "package.module:factory; weights follow as @NAME or @FILE"
 )
+
+
+def torchvision_names(incomplete: str) -> list[str]:
+    """Return the networks of torchvision that a shell may complete a name to.
+
+    They are read off its source: importing it takes seconds.
+    """
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        return []
+    texts = (file.read_text() for file in (Path(found.origin).parent / "models").glob("*.py"))
+    names = [name for text in texts for name in _REGISTERED.findall(text)]
+    return sorted(s for name in names if (s := f"torchvision:{name}").startswith(incomplete))
 
 
 class Precision(StrEnum):
@@ -40,11 +56,12 @@ def _option(text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=PANEL, **more)
 
 
+_SPEC: dict[str, Any] = {"metavar": "SPEC", "autocompletion": torchvision_names}
 Teachers = Annotated[
-    list[str], _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", metavar="SPEC")
+    list[str], _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", **_SPEC)
 ]
 OptionalTeachers = Annotated[
-    list[str] | None, _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", metavar="SPEC")
+    list[str] | None, _option(f"{SPEC_HELP}. Several are averaged.", "--teacher", **_SPEC)
 ]
 Weights = Annotated[
     Path | None,

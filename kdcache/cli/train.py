@@ -8,7 +8,7 @@ import typer
 
 from kdcache.cli.data import Json
 from kdcache.cli.keys import RequireSignature, Trusted
-from kdcache.cli.output import give, say
+from kdcache.cli.output import give, hint, say
 from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE, cache_places
 from kdcache.cli.recipe import RECIPE_HELP, recipe_names
 from kdcache.cli.teachers import PANEL as TEACHER
@@ -25,9 +25,10 @@ from kdcache.cli.teachers import (
     TeacherClasses,
     numbers,
     teacher_given,
+    torchvision_names,
     triple,
 )
-from kdcache.cli.training import describe, train_visibly
+from kdcache.cli.training import describe, next_steps, train_visibly
 from kdcache.stores.location import Place, parse_place
 
 if TYPE_CHECKING:
@@ -72,8 +73,14 @@ class Direction(StrEnum):
 
 
 Data = Annotated[str, typer.Option(metavar=PLACE, help=DATA_HELP)]
+RUN_HELP = (
+    "Folder of a run, whose final weights are taken (student.safetensors), or a weights file, as "
+    "RUN/best.safetensors."
+)
 STUDENT_HELP = "torchvision:NAME, timm:NAME, hf:FOLDER or hf:ID, or package.module:factory."
-Student = Annotated[str, typer.Option(metavar="SPEC", help=STUDENT_HELP)]
+Student = Annotated[
+    str, typer.Option(metavar="SPEC", help=STUDENT_HELP, autocompletion=torchvision_names)
+]
 Channels = Annotated[
     str | None, typer.Option(help="By channel, of pixels in 0 to 1; default: the teacher's.")
 ]
@@ -128,7 +135,12 @@ def train(
         Path | None, typer.Option(help="First weights, as far as they fit; a weights file.")
     ] = None,
     val_data: Annotated[
-        str | None, typer.Option(metavar=PLACE, help="Images to measure on.")
+        str | None,
+        typer.Option(
+            metavar=PLACE,
+            help="Images to measure on: by their labels, on the central view of each. With "
+            "--val-cache by the teacher, too.",
+        ),
     ] = None,
     val_cache: Annotated[
         list[str] | None,
@@ -314,6 +326,8 @@ def train(
         if world.is_first:
             value = {"run": str(out), "reuse": reuse_factor(config, run.stream), **last}
             give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
+        if world.is_first and not as_json:
+            hint(next_steps(run, val_data=val_data, val_caches=val_cache or []))
 
 
 def _teacher(given: dict[str, Any], caches: list[Place]) -> "TeacherSpec | None":

@@ -1,6 +1,7 @@
 """A run of kdcache train as people see it: what is to happen, its epochs, pace and curves."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,30 @@ from kdcache.cli.output import human_bytes, progress_bar
 
 if TYPE_CHECKING:
     from kdcache.student.run import Pace, Run
+
+TAUGHT = ("teacher_top1", "teacher_top5")  # the measures that are the teacher's own
+
+
+def teacher_words(found: Mapping[str, Any], *, before: str = "") -> str | None:
+    """Return how good measures say that the teacher is; None if they do not.
+
+    before: stands before their names.
+    """
+    shown = zip(("top-1", "top-5"), (found.get(before + name) for name in TAUGHT), strict=True)
+    return ", ".join(f"{name} {value:.1%}" for name, value in shown if value is not None) or None
+
+
+def next_steps(run: "Run", *, val_data: str | None, val_caches: Sequence[str]) -> str:
+    """Return the commands that follow a run, with what they must be told."""
+    folder, spec = str(run.folder), run.config.student
+    named = () if spec.startswith(("torchvision:", "timm:")) else ("--student", spec)
+    caches = [word for cache in val_caches for word in ("--cache", cache)]
+    commands = (
+        ("eval", folder, "--data", val_data or "IMAGES", *caches, *named),
+        ("export", folder, "student.pt2", *named),
+        ("show", folder),
+    )
+    return "next: " + ", ".join(f"kdcache {shlex.join(words)}" for words in commands)
 
 
 def describe(run: "Run") -> str:
@@ -38,12 +63,17 @@ def train_visibly(
     from kdcache.student.loop import train as train_student
 
     last: dict[str, Any] = {}
+    told: set[str] = set()
 
     def report(metrics: dict[str, Any]) -> None:
         if "epoch" in metrics:
             last.clear()
             last.update(metrics)
             tell(f"epoch {metrics['epoch']}/{run.config.epochs}: {_in_words(metrics)}")
+            words = teacher_words(metrics, before="val_")
+            if words is not None and not told:
+                told.add(words)
+                tell(f"teacher, on the same images: {words}")
 
     with ExitStack() as stack:
         reports: list[Callable[[dict[str, Any]], None]] = [report]
@@ -71,7 +101,7 @@ def _in_words(metrics: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in metrics.items()
-        if name not in ("epoch", "step")
+        if name not in ("epoch", "step", *(f"val_{taught}" for taught in TAUGHT))
     )
 
 

@@ -1,4 +1,4 @@
-"""What kdcache notes in the programs that it exports: JSON, which is data and nothing more.
+"""What kdcache notes in the weights and programs that it writes: JSON, data and nothing more.
 
 The spec of the student in it is text for people; no network is ever built by it.
 """
@@ -17,7 +17,10 @@ _Deviation = Annotated[float, Field(gt=0)]
 
 
 class Notes(BaseModel):
-    """What a program takes; None where nothing is noted. size: side of its images, in pixels."""
+    """What weights or a program take and tell apart; None where nothing is noted.
+
+    size: side of the images, in pixels. classes: their names, in order.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -25,6 +28,7 @@ class Notes(BaseModel):
     size: Annotated[int, Field(ge=1, le=2**14)] | None = None
     mean: Triple | None = None
     std: tuple[_Deviation, _Deviation, _Deviation] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def read_notes(text: bytes | str | None) -> Notes:

@@ -14,7 +14,7 @@ given to this module.
 """
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -24,7 +24,9 @@ from kdcache.models.from_factory import make_by_factory, open_factory
 from kdcache.models.from_hf import make_hf, open_hf
 from kdcache.models.from_timm import make_timm, open_timm
 from kdcache.models.from_torchvision import make_torchvision, open_torchvision
+from kdcache.models.notes import Notes
 from kdcache.models.source import Model
+from kdcache.models.weights import weights_notes
 
 SOURCES = ("torchvision", "timm", "hf", "pt2", "onnx")
 PROGRAMS = ("pt2", "onnx")
@@ -91,6 +93,20 @@ def open_model(text: str, weights: Path | None = None, *, num_classes: int | Non
 
         return open_onnx(Path(spec.name))
     named = spec.weights if weights is None else weights
+    model = _open(spec, named, num_classes=num_classes)
+    if named is None or not (file := Path(named)).is_file():
+        return model
+    noted = weights_notes(file, Notes)  # of these very weights: before what is known of the network
+    inputs = model.inputs
+    size, mean, std = noted.size or inputs.size, noted.mean or inputs.mean, noted.std or inputs.std
+    return replace(
+        model,
+        inputs=replace(inputs, size=size, mean=mean, std=std),
+        classes=noted.classes or model.classes,
+    )
+
+
+def _open(spec: Spec, named: str | Path | None, *, num_classes: int | None) -> Model:
     if spec.source == "torchvision":
         return open_torchvision(spec.name, named, num_classes=num_classes)
     if spec.source == "hf":

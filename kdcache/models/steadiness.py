@@ -44,11 +44,16 @@ class Steadiness:
     def __str__(self) -> str:
         if self.deterministic:
             return "deterministic on a probe of 4 images, alone and in a batch"
-        text = (
-            f"log-probabilities differ by up to {self.repeat_nats:.2g} nats from call to call, by "
-            f"{self.batch_nats:.2g} with the batch"
-        )
+        text = f"log-probabilities differ {differences(self.repeat_nats, self.batch_nats)}"
         return text if self.steady else f"NOT STEADY: {text}; no two caches of it will be equal"
+
+
+def differences(repeat_nats: float, batch_nats: float) -> str:
+    """Return by how much, and when, something differs: what follows that word."""
+    batch = f"{batch_nats:.2g} nats with the batch"
+    if repeat_nats == 0:
+        return f"by up to {batch}, and not from call to call"
+    return f"by up to {repeat_nats:.2g} nats from call to call, {batch}"
 
 
 def measure_steadiness(teacher: Teacher, size: int) -> Steadiness:

@@ -15,8 +15,7 @@ from kdcache.identity import digest
 from kdcache.models.checks import settle
 from kdcache.models.running import NoMemoryError, open_device, run_network
 from kdcache.models.source import UNKNOWN, Inputs, Takes, Triple
-from kdcache.models.specs import open_model, parse_spec
-from kdcache.models.weights import Named, read_notes
+from kdcache.models.specs import open_model
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -149,12 +148,6 @@ class Teacher:
         return classes
 
 
-def _noted(spec: str, weights: Path | None) -> tuple[str, ...] | None:
-    """Return the names of classes that a teacher's weights file states, if kdcache wrote it."""
-    file = weights or Path(parse_spec(spec).weights or "")
-    return read_notes(file, Named).classes if file.is_file() else None
-
-
 def weights_digest(network: nn.Module, *, named: bool = True) -> str:
     """Return the sha256 of a network's weights: names, dtypes, shapes and bytes, by name.
 
@@ -223,7 +216,7 @@ def load_teacher(
         device=place,
         takes=model.takes,
         inputs=model.inputs,
-        classes=model.classes or _noted(spec, weights),
+        classes=model.classes,
         licence=model.licence,
         parts={} if model.graph is None else {"graph": model.graph},
         warnings=tuple(warnings),

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdcache.errors import CorruptError, UsageError
 from kdcache.models.libraries import first_line
+from kdcache.models.notes import NOTES
 
-NOTES = "kdcache"  # the name of what is known, in the files that kdcache writes
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
 
 
@@ -101,19 +101,10 @@ def shortened(names: list[str]) -> str:
 
 # --- what is known of them ------------------------------------------------------------------
 
-
-class Named(BaseModel):
-    """The names of the classes that weights tell apart, in order; None if there are none."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    classes: tuple[str, ...] | None = None
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
-Notes = TypeVar("Notes", bound=BaseModel)
-
-
-def read_notes(weights: Path, kind: type[Notes]) -> Notes:
+def weights_notes(weights: Path, kind: type[Kind]) -> Kind:
     """Return what a weights file that `kdcache train` wrote says of itself.
 
     Raises:

@@ -42,6 +42,7 @@ from kdcache.recipe.parts import (
 )
 
 MAX_FILE_BYTES = 1 << 20
+CENTRAL_SHARE = 0.875  # of the shorter side, as most networks are evaluated
 _PRESETS = "kdcache.recipe.presets"
 _CHANCES = ("probability", "horizontal", "vertical")
 _CROPS: dict[str, type[Part]] = {
@@ -216,6 +217,16 @@ def preset_text(name: str) -> str:
     if name not in presets():
         raise UsageError(f"{name}: no preset; presets: {', '.join(presets())}")
     return (resources.files(_PRESETS) / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def central_recipe(size: int, *, share: float = CENTRAL_SHARE, resize: Resize = "torch") -> Recipe:
+    """Return the central view at a size; by default what the preset "centre" is at 224 pixels.
+
+    share: of an image's shorter side that is seen.
+    """
+    crop = {"law": "centre", "resize": max(round(size / share), size)}
+    values = {"seed": 0, "size": size, "resize": resize, "crop": crop}
+    return parse_recipe(values, source="central view")
 
 
 def load_recipe(source: Path | str) -> Recipe:

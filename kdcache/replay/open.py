@@ -7,9 +7,9 @@ import numpy as np
 from kdcache.cache.store import Cache
 from kdcache.data.blocks import BlockSource, dataset_source, matched_source
 from kdcache.data.dataset import Dataset
-from kdcache.errors import IncompleteError, UsageError
+from kdcache.errors import IncompleteError, MismatchError, UsageError
 from kdcache.identity import content_digest
-from kdcache.recipe.schema import Recipe
+from kdcache.recipe.schema import Recipe, central_recipe
 from kdcache.replay.blocks import BlockRenderer, Pairing
 from kdcache.replay.order import Extent
 from kdcache.replay.stream import ReplayStream, StreamOptions
@@ -116,6 +116,25 @@ def label_stream(
         )
     source = dataset_source(dataset, recipe)
     return _stream(source, options, num_views=None, targets=None, known_bad=known_bad)
+
+
+def central_stream(
+    dataset: Dataset, options: StreamOptions, *, size: int, num_classes: int
+) -> ReplayStream:
+    """Return the central view of each image with its label, which a student is measured on.
+
+    num_classes: the student's.
+
+    Raises:
+        MismatchError: there are no labels, or they are of other classes.
+    """
+    if dataset.num_classes != num_classes or not (dataset.labels >= 0).any():
+        raise MismatchError(
+            f"{dataset.root}: has labels of {dataset.num_classes or 'no'} classes, the student has "
+            f"{num_classes}, and there is no other measure without a cache of its teacher's "
+            "targets for these images; add one"
+        )
+    return fresh_stream(dataset, options, recipe=central_recipe(size))
 
 
 def cache_source(cache: Cache, dataset: Dataset, recipe: Recipe) -> BlockSource:

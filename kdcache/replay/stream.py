@@ -135,10 +135,19 @@ class ReplayStream(IterableDataset[Batch]):
         self.batches_per_epoch = self._order(0).num_batches // options.views_per_load
         if self.batches_per_epoch == 0 and (options.shuffle or not extent.usable.any()):
             raise UsageError(
-                f"batch size {options.batch_size}: an epoch has {int(extent.usable.sum())} usable "
-                f"samples for {options.num_lanes} lanes, which fill no batch; use a smaller one "
-                "(--batch-size)"
+                f"batch size {options.batch_size}: an epoch has {self.num_samples} usable samples "
+                f"for {options.num_lanes} lanes, which fill no batch; {self._fitting()}"
             )
+
+    def _fitting(self) -> str:
+        """Return which options would fill a batch."""
+        o, count = self.options, self.num_samples
+        lanes = o.num_lanes if count >= o.num_lanes else o.world
+        if count < lanes:
+            return "give more samples, or fewer processes"
+        also = "" if lanes == o.num_lanes else f" --lanes {lanes}"
+        less = f", or a smaller multiple of {lanes}" if lanes > 1 else " or less"
+        return f"give --batch-size {count // lanes * lanes}{also}{less}"
 
     @property
     def recipe(self) -> Recipe:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from kdcache.cache.store import Cache
+from kdcache.models.steadiness import differences
 
 
 def describe_cache(cache: Cache) -> dict[str, str]:
@@ -50,4 +51,4 @@ def _steadiness(cache: Cache) -> str:
     repeat, batch = found["repeat_nats"], found["batch_nats"]
     if repeat == batch == 0:
         return "deterministic"
-    return f"differs by {repeat:.2g} nats from call to call, {batch:.2g} with the batch"
+    return f"differs {differences(repeat, batch)}"

@@ -10,11 +10,13 @@ from kdcache.data.blocks import BlockSource
 from kdcache.pixels.decode import decode_image, read_header
 from kdcache.recipe.ops import Op
 from kdcache.recipe.plan import ViewParams
+from kdcache.texts import printable
 
 CELL = 224  # pixels; smaller views are enlarged by a whole factor
 GAP = 8
 LINE = 15
 FONT_SIZE = 12
+KEY_LETTERS = 16  # of a key, which fit the narrowest cell
 COLOURS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee7733", "#000000",
 )  # fmt: skip
@@ -37,7 +39,7 @@ def draw_preview(
         block = next(b for b in source.blocks(tar) if b.start <= row < b.stop)
         rendered = source.render(tar, block, views=views)
         inside = row - block.start
-        name = f"tar {tar}, row {row}"
+        name = _named(source, tar, row)
         if inside in rendered.problems:
             pictures.append([Image.new("RGB", (1, 1), "white")])
             texts.append([_wrapped(f"{name}: {rendered.problems[inside]}", font, width=cell)])
@@ -48,8 +50,9 @@ def draw_preview(
         pictures.append([_whole_image(source, tar, row, boxes, side=cell), *enlarged])
         captions = [
             [f"view {view}", *_wrapped(view_steps(params, inside), font, width=cell),
-             *_wrapped(_mixed(params, inside, start=block.start, size=size), font, width=cell)]
+             *_wrapped(mixed, font, width=cell)]
             for view, params in zip(views, rendered.params, strict=True)
+            for mixed in [_mixed(source, tar, block.start, params=params, row=inside)]
         ]  # fmt: skip
         texts.append([[name], *captions])
     return _laid_out(pictures, texts, cell=cell, columns=len(views) + 1, font=font)
@@ -120,11 +123,17 @@ def view_steps(params: ViewParams, row: int) -> str:
     return ", ".join([name for name, on in flips if on] + named)
 
 
-def _mixed(params: ViewParams, row: int, *, start: int, size: int) -> str:
-    """Return how a view is mixed, and with which row of the tar."""
-    share = 1 - float(params.shares(size)[row])
+def _named(source: BlockSource, tar: int, row: int) -> str:
+    """Return the key of a row, its end where it is long."""
+    key = printable(source.key(tar, row))
+    return key if len(key) <= KEY_LETTERS else f"…{key[1 - KEY_LETTERS :]}"
+
+
+def _mixed(source: BlockSource, tar: int, start: int, *, params: ViewParams, row: int) -> str:
+    """Return how a view is mixed, and with which image. row: of the block that starts there."""
+    share = 1 - float(params.shares(source.recipe.size)[row])
     if share == 0:
         return ""
     law = "cutmix" if params.cuts_N4[row].any() else "mixup"
     percent = f"{share:.0%}" if share >= 0.005 else "under 1%"
-    return f"{law}: {percent} of row {start + int(params.partners_N[row])}"
+    return f"{law}: {percent} of {_named(source, tar, start + int(params.partners_N[row]))}"

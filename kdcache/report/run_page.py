@@ -132,6 +132,9 @@ def _progress(log: RunLog, sessions: Sequence[Mapping[str, Any]]) -> Section:
     if len(sessions) > 1:
         steps = ", ".join(printable(_text(s.get("step"))) for s in sessions[1:][:MOST_SESSIONS])
         words.append(f"Started {len(sessions)} times; it went on from step {steps}.")
+    taught = log.epoch_values("val_teacher_top1")
+    if taught:
+        words.append(f"The teacher's own top-1 on the same images: {taught[-1]:.1%}.")
     best = _best(log)
     ends = {"best": best, "last": log.closing[-1] if log.closing else None}
     shown = {name: line for name, line in ends.items() if line is not None}
@@ -148,7 +151,8 @@ def _progress(log: RunLog, sessions: Sequence[Mapping[str, Any]]) -> Section:
 
 def _best(log: RunLog) -> Line | None:
     """Return the line of the epoch whose weights are kept as the best."""
-    name, sign = ("val_top1", -1) if log.settings["learn"] == "labels" else ("val_kl_nats", 1)
+    by_labels = log.settings["learn"] == "labels" or not log.epoch_values("val_kl_nats")
+    name, sign = ("val_top1", -1) if by_labels else ("val_kl_nats", 1)
     return min(
         (line for line, _ in _values(log, name)),
         key=lambda line: sign * line.numbers[name],

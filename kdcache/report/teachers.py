@@ -16,12 +16,12 @@ from kdcache.models.shown import CROP_TOLERANCE, RESIZES, class_warnings, disagr
 from kdcache.models.steadiness import Steadiness, measure_steadiness
 from kdcache.models.teacher import Teacher
 from kdcache.recipe.parts import CentreCrop, MildCrop, Resize
-from kdcache.recipe.schema import Recipe, parse_recipe
+from kdcache.recipe.schema import CENTRAL_SHARE, Recipe, central_recipe
 from kdcache.replay.open import fresh_stream
 from kdcache.replay.stream import StreamOptions
 from kdcache.student.metrics import Score, evaluate
 
-USUAL_SIZE, USUAL_CROP = 224, 0.875
+USUAL_SIZE = 224
 MEASURED_S, MEASURED_CALLS = 1.0, 3
 
 
@@ -108,23 +108,19 @@ def own_view(teacher: Teacher, shown: Recipe | None = None) -> Recipe:
 
     shown: has what the source does not say; without it, 224 pixels of 256, bilinear.
     """
-    inputs, usual = teacher.inputs, shown or _centre(USUAL_SIZE, USUAL_CROP, "torch")
+    inputs, usual = teacher.inputs, shown or central_recipe(USUAL_SIZE)
     resize = RESIZES.get(inputs.interpolation or "", usual.resize)
-    return _centre(inputs.size or usual.size, inputs.crop or _share(usual), resize)
+    share = inputs.crop or _share(usual)
+    return central_recipe(inputs.size or usual.size, share=share, resize=resize)
 
 
 def _central(recipe: Recipe) -> Recipe:
     """Return the central view at the size and by the resize that a recipe shows the teacher."""
-    share = USUAL_CROP
+    share = CENTRAL_SHARE
     if isinstance(recipe.crop, CentreCrop | MildCrop):
         share = recipe.size / recipe.crop.resize
-    return _centre(recipe.size_for("teacher"), share, recipe.resize_for("teacher"))
-
-
-def _centre(size: int, share: float, resize: Resize) -> Recipe:
-    crop = {"law": "centre", "resize": max(round(size / share), size)}
-    values = {"seed": 0, "size": size, "resize": resize, "crop": crop}
-    return parse_recipe(values, source="central view")
+    size, resize = recipe.size_for("teacher"), recipe.resize_for("teacher")
+    return central_recipe(size, share=share, resize=resize)
 
 
 def _share(view: Recipe) -> float:

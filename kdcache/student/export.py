@@ -18,9 +18,9 @@ from kdcache import __version__
 from kdcache.errors import UsageError
 from kdcache.files import write_whole
 from kdcache.models.libraries import first_line, quiet
+from kdcache.models.notes import NOTES
 from kdcache.models.running import logits_of, run_network
 from kdcache.models.teacher import Preprocessing
-from kdcache.models.weights import NOTES
 from kdcache.student.agreement import Agreement, compare, seeded_batches
 from kdcache.student.trained import Trained
 

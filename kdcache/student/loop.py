@@ -263,7 +263,8 @@ class _Loop:
         )
         self._state.network.train()
         found = score.to_dict()
-        name, better = ("top1", max) if run.config.learn == "labels" else ("kl_nats", min)
+        by_labels = run.config.learn == "labels" or found["kl_nats"] is None
+        name, better = ("top1", max) if by_labels else ("kl_nats", min)
         value = found[name]
         if value is not None and (not best or better(value, best["value"]) != best["value"]):
             best.update(epoch=epoch, measure=f"val_{name}", value=value)

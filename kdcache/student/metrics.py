@@ -29,10 +29,12 @@ from kdcache.replay.batch import Batch
 from kdcache.replay.stream import ReplayStream
 from kdcache.student.classes import ClassTable
 from kdcache.student.losses import sparse_kl
+from kdcache.targets.target import SparseTarget
 
 BINS = 15  # of the confidence, for the calibration error
 TOP = 5
-_SAMPLES, _RIGHT, _AGREEING, _KL, _BROKEN = range(5)  # the values of a sample
+# The values of a sample; the last two are the teacher's.
+_SAMPLES, _RIGHT, _AGREEING, _KL, _BROKEN, _TAUGHT_RIGHT, _TAUGHT_TOP = VALUES = range(7)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Score:
     top1: share of labelled samples whose label is the student's first class. top5: among its first
     five; None below six classes. kl_nats: KL(teacher || student) at temperature 1. agreement: share
     on which student and teacher name the same class first. calibration_error: mean distance between
-    confidence and top-1 in 15 bins of the confidence, at temperature 1. classes: the same class by
-    class; None with neither labels nor targets.
+    confidence and top-1 in 15 bins of the confidence, at temperature 1. teacher_top1, teacher_top5:
+    the teacher's own; None, too, where targets keep fewer than five classes. classes: the same
+    class by class; None with neither labels nor targets.
 
     Source of calibration_error: Guo et al. 2017, section 2, arXiv:1706.04599.
     """
@@ -54,6 +57,8 @@ class Score:
     kl_nats: float | None = None
     agreement: float | None = None
     calibration_error: float | None = None
+    teacher_top1: float | None = None
+    teacher_top5: float | None = None
     classes: ClassTable | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +74,7 @@ class ClassSums(Metric):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        zeros = torch.zeros(num_classes, _BROKEN + 1, dtype=torch.float64)
+        zeros = torch.zeros(num_classes, len(VALUES), dtype=torch.float64)
         self.add_state("sums_CV", zeros, dist_reduce_fx="sum")
 
     def update(self, classes_N: Tensor, values_NV: Tensor) -> None:
@@ -158,13 +163,17 @@ def _update(metrics: _Metrics, logits_NC: Tensor, *, batch: Batch, labelled: int
     num_classes = logits_NC.shape[1]
     first_N = logits_NC.argmax(1)
     zeros_N = torch.zeros_like(logits_NC[:, 0])
-    agreeing_N, kl_N, best_N = zeros_N, zeros_N, None
+    agreeing_N, kl_N, best_N, in_top_N = zeros_N, zeros_N, None, zeros_N
     if batch.fields is not None:
         target = batch.target(1.0)
-        best_N = target.dense(num_classes).argmax(1)
+        log_probs_NC = target.dense(num_classes)
+        best_N = log_probs_NC.argmax(1)
         agreeing_N, kl_N = first_N == best_N, sparse_kl(logits_NC, target)
+        in_top_N = _in_top(log_probs_NC, target, labels_N=batch.labels)
     right_N, broken_N = first_N == batch.labels, ~logits_NC.isfinite().all(1)
-    values = (torch.ones_like(zeros_N), right_N, agreeing_N, kl_N, broken_N)
+    taught_N = zeros_N if best_N is None else best_N == batch.labels
+    ones_N = torch.ones_like(zeros_N)
+    values = (ones_N, right_N, agreeing_N, kl_N, broken_N, taught_N, in_top_N)
     values_NV = torch.stack([value.double() for value in values], 1)
     known_N = batch.labels >= 0
     metrics.by_label.update(batch.labels.masked_fill(~known_N, num_classes), values_NV)
@@ -176,6 +185,20 @@ def _update(metrics: _Metrics, logits_NC: Tensor, *, batch: Batch, labelled: int
         metrics.calibration.update(logits_MC.softmax(1), labels_M)
         if metrics.top5 is not None:
             metrics.top5.update(logits_MC, labels_M)
+
+
+def _in_top(log_probs_NC: Tensor, target: SparseTarget, *, labels_N: Tensor) -> Tensor:
+    """Return whether labels are among the teacher's first five classes, as 0 and 1 (N,).
+
+    NaN, which sums keep, where a target does not say: fewer classes are kept, or there are no more.
+    """
+    num_classes = log_probs_NC.shape[1]
+    if num_classes <= TOP:
+        return torch.full_like(log_probs_NC[:, 0], torch.nan)
+    found_N = (log_probs_NC.topk(TOP).indices == labels_N[:, None]).any(1).to(log_probs_NC.dtype)
+    if target.indices_NK is None:
+        return found_N
+    return found_N.masked_fill((target.indices_NK < num_classes).sum(1) < TOP, torch.nan)
 
 
 def _score(metrics: _Metrics) -> Score:
@@ -192,6 +215,7 @@ def _score(metrics: _Metrics) -> Score:
         raise UsageError(
             "the student gave logits that are not finite; train with a lower learning rate"
         )
+    is_taught, top_is_known = bool(taught[_SAMPLES]), not np.isnan(labelled[_TAUGHT_TOP])
     top5 = calibration = None
     if labelled[_SAMPLES]:
         top5 = None if metrics.top5 is None else float(metrics.top5.compute())
@@ -204,6 +228,8 @@ def _score(metrics: _Metrics) -> Score:
         kl_nats=_mean(taught, _KL),
         agreement=_mean(taught, _AGREEING),
         calibration_error=calibration,
+        teacher_top1=_mean(labelled, _TAUGHT_RIGHT) if is_taught else None,
+        teacher_top5=_mean(labelled, _TAUGHT_TOP) if is_taught and top_is_known else None,
         classes=_table(by_label[:-1], by_teacher),
     )
 
@@ -218,7 +244,7 @@ def _table(by_label: NDArray[np.float64], by_teacher: NDArray[np.float64]) -> Cl
         return None
     sums_CV = by_label if labelled else by_teacher
     classes = np.flatnonzero(sums_CV[:, _SAMPLES])
-    samples, right, agreeing, kl, _ = sums_CV[classes].T
+    samples, right, agreeing, kl, *_ = sums_CV[classes].T
     return ClassTable(
         by="label" if labelled else "teacher",
         classes=classes,

@@ -12,6 +12,7 @@ What `learn` names, after the paper (Beyer et al. 2022, arXiv:2106.05237, sectio
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from kdcache.processes import StopRequest
 from kdcache.recipe.schema import Recipe
 from kdcache.replay.formats import JoinedFormat
 from kdcache.replay.open import (
+    central_stream,
     fixed_stream,
     fresh_stream,
     independent_stream,
@@ -77,7 +79,14 @@ def make_run(
     _check_reuse(config, stream, max_reuse=max_reuse)
     num_classes = _num_classes(config, opened, stream)
     classes = _classes(config, sources, opened=opened, num_classes=num_classes)
-    measured = _validation(config, sources, num_classes=num_classes, classes=classes, world=world)
+    measured = _validation(
+        config,
+        sources,
+        classes=classes,
+        num_classes=num_classes,
+        size=stream.recipe.size,
+        world=world,
+    )
     online = config.learn == "online"
     return Run(
         config=config,
@@ -273,20 +282,16 @@ def _validation(
     config: TrainConfig,
     sources: Sources,
     *,
-    num_classes: int,
     classes: tuple[str, ...] | None,
+    num_classes: int,
+    size: int,
     world: World,
 ) -> _Measured:
-    if (sources.val_data is None) != (sources.val_cache is None):
-        raise UsageError("validation needs both --val-data and --val-cache")
-    if sources.val_data is None or sources.val_cache is None:
+    if sources.val_data is None:
+        if sources.val_cache is not None:
+            raise UsageError("--val-cache: holds targets of images; name them, too (--val-data)")
         return _Measured()
-    dataset, targets = load_dataset(sources.val_data), open_val_targets(sources, num_classes)
-    if targets.format.num_classes != num_classes:
-        raise MismatchError(
-            f"{targets.first.place}: has targets of {targets.format.num_classes} classes, the "
-            f"student has {num_classes}; precompute validation targets with the same teacher"
-        )
+    dataset = load_dataset(sources.val_data)
     check_labels(dataset, classes, whose="the student", like=str(sources.data))
     options = StreamOptions(
         batch_size=config.batch_size,
@@ -295,7 +300,18 @@ def _validation(
         rank=world.rank,
         world=world.size,
     )
-    stream = replay_stream(targets, dataset, options)  # fail now, not after the first epoch
+    # Streams are opened here, too, so as to fail now, not after the first epoch.
+    if sources.val_cache is None:
+        opened = partial(central_stream, dataset, options, size=size, num_classes=num_classes)
+        opened()
+        return _Measured(opened, dataset.classes, {"val_data": dataset.id})
+    targets = open_val_targets(sources, num_classes)
+    if targets.format.num_classes != num_classes:
+        raise MismatchError(
+            f"{targets.first.place}: has targets of {targets.format.num_classes} classes, the "
+            f"student has {num_classes}; precompute validation targets with the same teacher"
+        )
+    stream = replay_stream(targets, dataset, options)
     return _Measured(
         lambda: replay_stream(targets, dataset, options),
         dataset.classes if stream.labels_match else None,

@@ -30,10 +30,10 @@ class Sources:
     be in a store, and are then read in place. joined: caches of other teachers over the same views,
     averaged with it. recipe: of the views, where they are not the cache's. val_data, val_cache,
     val_joined: of validation; val_cache holds one view of each image, which the student is measured
-    on. shares, average: of the joined caches, as join_targets takes them. labels: of the teachers'
-    classes to the student's. init: first weights of the student, as far as they fit. teacher: looks
-    at views online, or makes those that the cache lacks. views: of the cache that it is to make,
-    where there is none.
+    on; without it, labels are all that it is measured by. shares, average: of the joined caches, as
+    join_targets takes them. labels: of the teachers' classes to the student's. init: first weights
+    of the student, as far as they fit. teacher: looks at views online, or makes those that the
+    cache lacks. views: of the cache that it is to make, where there is none.
     """
 
     data: Place

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from kdcache.errors import UsageError
 from kdcache.models.source import Triple
 from kdcache.models.specs import build_network
 from kdcache.models.teacher import Preprocessing
-from kdcache.models.weights import Named, first_problem, load_weights, read_notes
+from kdcache.models.weights import first_problem, load_weights, weights_notes
 from kdcache.student.folder import WEIGHTS
 
 # Bounds of what any network takes, since the numbers in a file decide what is allocated.
@@ -39,18 +39,21 @@ def _checked_spec(spec: str) -> str:
     return spec
 
 
-class Facts(Named):
+class Facts(BaseModel):
     """What a weights file, or its user, says of a student; None says nothing.
 
     student: spec of the network. size: side of its images, in pixels. mean, std: of the pixels in
-    0 to 1, by channel.
+    0 to 1, by channel. classes: names, in order.
     """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     student: Annotated[str, AfterValidator(_checked_spec)] | None = None
     num_classes: Classes | None = None
     size: Size | None = None
     mean: Triple | None = None
     std: Triple | None = None
+    classes: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _all_are_named(self) -> Self:
@@ -76,6 +79,7 @@ class Trained:
     """A student in evaluation mode, float32, on the CPU.
 
     noted: the spec in its weights file; None if there is none. classes: names, if it has them.
+    weights: that file; None if it was not read from any.
     """
 
     network: nn.Module
@@ -85,6 +89,7 @@ class Trained:
     size: int
     preprocessing: Preprocessing
     classes: tuple[str, ...] | None = None
+    weights: Path | None = None
 
 
 def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> Trained:
@@ -102,7 +107,7 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         raise UsageError(f"{path}: no {WEIGHTS} there; finish the run with kdcache train --resume")
     if not weights.exists():
         raise UsageError(f"{weights}: no such weights file")
-    noted = read_notes(weights, Facts)
+    noted = weights_notes(weights, Facts)
     for name in ("num_classes", "mean", "std"):
         ours, theirs = getattr(given, name), getattr(noted, name)
         if None not in (ours, theirs) and ours != theirs:
@@ -137,4 +142,5 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
         known["size"],
         preprocessing,
         noted.classes,
+        weights,
     )

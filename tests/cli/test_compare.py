@@ -123,6 +123,31 @@ def test_only_settings_that_differ_are_listed(kdcache: Run, three: list[Path]) -
     }
 
 
+def test_whether_labels_are_learned_is_said_in_words(kdcache: Run, tmp_path: Path) -> None:
+    usual = write_run(tmp_path / "usual", metrics(4))
+    other = write_run(tmp_path / "other", metrics(4), labels=1261159828513293762)
+    found = kdcache("compare", usual, other).stdout
+    assert "labels  not learned: usual; learned, of digest 11808a2e9f8705c2: other" in found
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_teachers_own_accuracy_stands_beside(kdcache: Run, tmp_path: Path) -> None:
+    lines = metrics(4)
+    for line in lines:
+        line |= {"val_teacher_top1": 0.66} if "val_top1" in line else {}
+    taught, plain = (
+        write_run(tmp_path / name, found, learn=learn)
+        for name, found, learn in (("b", lines, "function-matching"), ("a", metrics(4), "cache"))
+    )
+    outcome = kdcache("compare", plain, taught)
+    shown = outcome.stdout.splitlines()[:5]
+    assert shown[0].endswith(" teacher")
+    assert [line.split()[-1] for line in shown[1:4:2]] == ["–", "66.0%"]
+    assert max(map(len, shown)) <= 100
+    value = kdcache("compare", plain, taught, "--json").value
+    assert [run["val_teacher_top1"] for run in value["runs"]] == [None, {"last": 0.66}]
+
+
 def test_equal_runs_differ_in_nothing(kdcache: Run, tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, metrics(4)) for name in "ab"]
     outcome = kdcache("compare", *folders)

@@ -22,6 +22,7 @@ from tests.cli.making import PLAIN, check_refusal
 from tests.student.making import centre_cache
 
 STUDENT = "tests.student.nets:small"
+ZEROS, ONES = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 TORCHVISION = "torchvision:shufflenet_v2_x0_5"
 
 
@@ -73,14 +74,38 @@ def test_eval_measures_what_train_measured(
     ).value
     value = measure(tmp_path / "run", "--student", STUDENT, "--json").value
     names = ["samples", "top1", "kl_nats", "agreement", "calibration_error"]
-    assert value.keys() == {*names, "top5"}
+    assert value.keys() == {*names, "top5", "teacher_top1", "teacher_top5"}
     assert value["samples"] == 24
-    assert value["top5"] is None
-    for name in names[1:]:
+    assert (value["top5"], value["teacher_top5"]) == (None, None)
+    for name in (*names[1:], "teacher_top1"):
         assert value[name] == pytest.approx(trained[f"val_{name}"], rel=1e-5)
     file = tmp_path / "run/student.safetensors"
     lines = measure(file, "--student", STUDENT).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == names
+    assert [line.split()[0] for line in lines] == [*names, "teacher"]
+    assert lines[-1].split(maxsplit=1)[1] == f"top-1 {value['teacher_top1']:.1%}"
+
+
+def test_eval_by_labels_alone_measures_what_it_does_beside_a_cache(
+    kdcache: Run, measure: Measure, tmp_path: Path, weights: Path, dataset: Dataset
+) -> None:
+    path = write_student(
+        tmp_path / "student.safetensors", STUDENT, num_classes=5, size=12, mean=ZEROS, std=ONES
+    )
+    arguments = [path, "--student", STUDENT, "--data", dataset.root, "--workers", "0"]
+    alone = kdcache("eval", *arguments, "--json").value
+    beside = measure(path, "--student", STUDENT, "--json").value
+    assert {name for name in beside if alone[name] != beside[name]} == {
+        "kl_nats", "agreement", "teacher_top1"
+    }  # fmt: skip
+    assert alone["top1"] is not None
+    assert alone["kl_nats"] is None
+    assert kdcache("eval", *arguments, "--size", "20", "--json").value["samples"] == 24
+    bare = [weights, *arguments[1:], *PLAIN]
+    check_refusal(kdcache("eval", *bare), 2, "does not say all of its student; add --size")
+    for option in ("--labels", "--weights"):
+        outcome = kdcache("eval", *arguments, option, "1")
+        check_refusal(outcome, 2, f"{option}: is of a cache's targets, and there is no --cache")
+    check_refusal(measure(path, "--student", STUDENT, "--size", "12"), 2, "leave it out")
 
 
 def test_a_run_of_a_torchvision_student_needs_no_name(measure: Measure, tmp_path: Path) -> None:

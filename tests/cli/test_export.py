@@ -33,8 +33,9 @@ def test_a_run_becomes_a_file_and_the_command_says_which(
     outcome = kdcache("export", run, out, "--student", STUDENT)
     assert (outcome.code, outcome.stderr) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in outcome.stdout.splitlines())
-    assert list(lines) == ["file", "student", "takes", "gives", "classes", "agrees"]
+    assert list(lines) == ["file", "weights", "student", "takes", "gives", "classes", "agrees"]
     assert lines["file"].startswith(f"{out} (")
+    assert lines["weights"] == str(run / "student.safetensors")
     assert lines["student"] == STUDENT
     assert lines["takes"].startswith("uint8 pixels (batch, 3, 12, 12); computes (x / 255 - mean)")
     assert lines["gives"] == "float32 logits (batch, 5)"
@@ -59,6 +60,7 @@ def test_with_json_the_result_is_alone_on_stdout(kdcache: Run, tmp_path: Path, r
         "trained_as": STUDENT, "num_classes": 5, "size": 20,
         "classes": [f"class{n}" for n in range(5)], "takes": "images", "images": 8,
         "top1": 1.0, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0],
+        "weights": str(run / "student.safetensors"),
     }  # fmt: skip
     (taken,) = InferenceSession(str(out), providers=["CPUExecutionProvider"]).get_inputs()
     assert (taken.type, taken.shape) == ("tensor(float)", ["batch", 3, 20, 20])

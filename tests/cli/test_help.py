@@ -13,6 +13,7 @@ import typer.main
 from kdcache import __version__
 from kdcache.cli.app import app
 from kdcache.cli.shell import SETTINGS
+from kdcache.cli.teachers import torchvision_names
 from tests.cli.conftest import Run
 from tests.cli.making import check_refusal
 
@@ -149,6 +150,19 @@ def test_a_shell_completes_commands_options_and_recipes(tmp_path: Path) -> None:
     assert _completed("kdcache recipe show rand", tmp_path) == ["randaugment"]
     assert _completed("kdcache precompute --recipe mi", tmp_path) == ["mild", "mine.toml"]
     assert "--workers" in _completed("kdcache train --wor", tmp_path)
+    teacher = "kdcache precompute --teacher torchvision:resnet10"
+    assert _completed(teacher, tmp_path) == ["torchvision:resnet101"]
+
+
+def test_networks_of_torchvision_are_completed_without_importing_it() -> None:
+    from torchvision import models
+
+    names = [f"torchvision:{name}" for name in models.list_models(module=models)]
+    assert torchvision_names("") == torchvision_names("torchvision:") == names
+    assert torchvision_names("torchvision:resnet1") == [
+        f"torchvision:resnet{depth}" for depth in (101, 152, 18)
+    ]
+    assert torchvision_names("timm:") == []
 
 
 def test_version_is_the_packages(kdcache: Run) -> None:

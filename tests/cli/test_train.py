@@ -12,7 +12,8 @@ import pytest
 from kdcache.cache.store import open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.files import alone
-from kdcache.models.weights import Named, read_notes
+from kdcache.models.notes import Notes
+from kdcache.models.weights import weights_notes
 from kdcache.student.config import TrainConfig
 from tests import tiny
 from tests.cli import making
@@ -66,7 +67,25 @@ def test_training_prints_the_reuse_the_epochs_and_the_result(
     assert [line.split(":")[0] for line in lines[1:7]] == [f"epoch {n}/6" for n in range(1, 7)]
     assert all(": loss " in line and "images_per_s" in line for line in lines[1:7])
     assert lines[7] == f"student  {tmp_path / 'run' / 'student.safetensors'}"
-    assert outcome.stderr == ""
+    run, named = tmp_path / "run", f"--student {STUDENT}"
+    following = f"eval {run} --data IMAGES {named}, kdcache export {run} student.pt2 {named}"
+    assert outcome.stderr == f"next: kdcache {following}, kdcache show {run}\n"
+
+
+def test_the_teachers_own_accuracy_is_told_once(
+    train: Train, complete: Path, centre: Path, dataset: Dataset
+) -> None:
+    outcome = train("--cache", complete, "--val-data", dataset.root, "--val-cache", centre)
+    lines = outcome.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[1:4]] == [
+        "epoch 1/2", "teacher, on the same images", "epoch 2/2"
+    ]  # fmt: skip
+    assert "teacher" not in lines[1] + lines[3]
+    assert f"--data {dataset.root} --cache {centre} --student" in outcome.stderr
+
+
+def test_with_quiet_no_next_step_is_named(train: Train, complete: Path) -> None:
+    assert train("--cache", complete, "--quiet").stderr == ""
 
 
 def test_with_json_the_last_metrics_are_alone_on_stdout(
@@ -78,7 +97,8 @@ def test_with_json_the_last_metrics_are_alone_on_stdout(
     metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert outcome.value == {"run": str(tmp_path / "run"), "reuse": 0.5, **json.loads(metrics[-1])}
     assert outcome.value["val_samples"] == 24
-    assert len(outcome.stderr.splitlines()) == 3
+    assert len(outcome.stderr.splitlines()) == 4
+    assert "next:" not in outcome.stderr
 
 
 ROLLED = [f"class{n}" for n in (4, 0, 1, 2, 3)]
@@ -107,7 +127,7 @@ def test_a_cache_serves_data_that_were_relabelled_since(
         "leave --label-weight out",
     )  # fmt: skip
     assert train(*given).code == 0
-    names = read_notes(tmp_path / "run/student.safetensors", Named).classes
+    names = weights_notes(tmp_path / "run/student.safetensors", Notes).classes
     assert names == tuple(ROLLED)
     spelt = tiny.relabelled(dataset, tmp_path / "spelt", [f"Class {n}" for n in range(5)])
     given = ["--cache", complete, "--data", spelt, "--label-weight", "0.5"]
@@ -126,7 +146,7 @@ def test_mapped_classes_have_the_names_of_the_mapping(
     check_refusal(train(*given[:4], "--label-weight", "0.5"), 3, "of --labels class 0 is 'class4'")
     data = tiny.relabelled(dataset, tmp_path / "mapped", ROLLED)
     assert train(*given, "--val-data", data).code == 0
-    assert read_notes(tmp_path / "run/best.safetensors", Named).classes == tuple(ROLLED)
+    assert weights_notes(tmp_path / "run/best.safetensors", Notes).classes == tuple(ROLLED)
 
 
 @pytest.mark.parametrize("learn", ["fixed", "labels"])
@@ -153,7 +173,7 @@ def test_every_option_reaches_the_settings(train: Train, tmp_path: Path, complet
     options = [str(word) for name, value in (deciding | free).items()
                for word in (f"--{name.replace('_', '-')}", value)]  # fmt: skip
     outcome = train("--cache", complete, "--mean", "0.1,0.2,0.3", "--std", "1,2,3", *options)
-    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.code == 0, outcome.stderr
     found = json.loads((tmp_path / "run/config.json").read_text())
     assert {name: found[name] for name in deciding} == deciding
     assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [1, 2, 3])
@@ -254,7 +274,7 @@ def test_missing_views_are_written_through(
     made = ["--cache", tmp_path / "new", "--teacher", TEACHER, "--write-through"]
     check_refusal(train(*made), 2, "no cache here; to make one while training, give --recipe and")
     first = train(*made, "--recipe", recipe, "--views", "4", *PLAIN)
-    assert (first.code, first.stderr) == (0, "")
+    assert first.code == 0, first.stderr
     assert len(open_cache(tmp_path / "new").missing()) == 0
     shutil.rmtree(tmp_path / "run")
     next((tmp_path / "new/commits").glob("1-0.json")).unlink()
@@ -347,7 +367,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(
             ["--cache", "CACHE", "--student", "torchvision:inception_v3"],
             ["inception_v3: fails on 12 x 12"],
         ),
-        (["--cache", "CACHE", "--val-cache", "CACHE"], ["needs both --val-data and --val-cache"]),
+        (["--cache", "CACHE", "--val-cache", "CACHE"], ["name them, too (--val-data)"]),
         (["--learn", "labels"], ["give a recipe of the views"]),
         (["--learn", "labels", "--recipe", "/no.toml"], ["/no.toml: neither a file nor a preset"]),
         (["--learn", "fixed", "--cache", "CACHE"], ["give a recipe of the student's views"]),

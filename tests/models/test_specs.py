@@ -1,5 +1,6 @@
 """Claims about names: a network, or an error that says what to fix."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdcache.errors import UsageError
+from kdcache.errors import CorruptError, UsageError
 from kdcache.models.source import Inputs
 from kdcache.models.specs import Spec, build_network, open_model, parse_spec
+from kdcache.models.teacher import Preprocessing, load_teacher
 
 
 def make_net(num_classes: int = 3) -> nn.Module:
@@ -51,6 +53,29 @@ def spec(name: str) -> str:
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this test file importable by the name that a spec gives it."""
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+
+
+@pytest.mark.parametrize("name", ["make_net", "torchvision"])
+def test_weights_that_kdcache_trained_say_what_they_were_trained_on(
+    tmp_path: Path, name: str
+) -> None:
+    text = "torchvision:resnet18" if name == "torchvision" else spec(name)
+    notes = {"student": "x:y", "step": 3, "size": 32, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 0.5]}
+    state = build_network(text, num_classes=3).state_dict()
+    for file, metadata in (("ours", {"kdcache": json.dumps(notes)}), ("others", {"by": "us"})):
+        save_file(state, tmp_path / f"{file}.safetensors", metadata)
+    ours, others = (
+        load_teacher(text, tmp_path / f"{file}.safetensors", num_classes=3)
+        for file in ("ours", "others")
+    )
+    assert ours.inputs == Inputs(size=32, mean=(0.1, 0.2, 0.3), std=(1, 1, 0.5))
+    assert ours.preprocessing == Preprocessing((0.1, 0.2, 0.3), (1, 1, 0.5))
+    assert others.inputs == Inputs()
+    assert others.preprocessing == Preprocessing()
+    assert ours.weights_id == others.weights_id
+    save_file(state, tmp_path / "bad.safetensors", {"kdcache": '{"std": [0, 1, 1]}'})
+    with pytest.raises(CorruptError, match=r"bad\.safetensors: its metadata cannot be read: std"):
+        open_model(text, tmp_path / "bad.safetensors", num_classes=3)
 
 
 # --- specs ---------------------------------------------------------------------------------

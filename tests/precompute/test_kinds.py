@@ -124,3 +124,5 @@ def test_noise_and_influence_of_the_batch_are_measured() -> None:
     assert (mixed.repeat_nats, mixed.steady) == (0, False)
     assert mixed.batch_nats > 0.1
     assert "NOT STEADY" in str(mixed)
+    assert "with the batch, and not from call to call" in str(mixed)
+    assert "nats from call to call, " in str(noisy)

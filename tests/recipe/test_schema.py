@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from kdcache.errors import UsageError
 from kdcache.identity import canonical_json, digest
-from kdcache.recipe.schema import Recipe, load_recipe, parse_recipe
+from kdcache.recipe.schema import Recipe, central_recipe, load_recipe, parse_recipe
 from tests.recipe.tables import any_tables
 
 SMALL: dict[str, Any] = {"seed": 1, "size": 8, "crop": {"law": "full"}}
@@ -133,6 +133,12 @@ def test_a_recipe_survives_json_and_toml(
     path.write_text(to_toml(recipe.canonical()), encoding="utf-8")
     assert through_json == load_recipe(path) == recipe
     assert through_json.id == load_recipe(path).id == recipe.id
+
+
+def test_the_central_view_at_224_pixels_is_the_preset() -> None:
+    assert central_recipe(224) == load_recipe("centre")
+    crops = [central_recipe(size).crop for size in (1, 12, 128)]
+    assert [getattr(crop, "resize", None) for crop in crops] == [1, 14, 146]
 
 
 @settings(deadline=None)

@@ -420,12 +420,30 @@ def test_a_dataset_without_a_usable_image_fills_no_batch(tmp_path: Path) -> None
 # --- options -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 25}, {"batch_size": 27, "world": 3}])
-def test_a_batch_larger_than_the_data_is_refused(
-    cache: Cache, dataset: Dataset, options: dict[str, int]
+@pytest.mark.parametrize(
+    ("options", "fitting", "advice"),
+    [
+        ({"batch_size": 25}, {"batch_size": 24}, "--batch-size 24 or less"),
+        ({"batch_size": 27, "world": 3}, {"batch_size": 24}, "24, or a smaller multiple of 3"),
+        ({"batch_size": 70, "lanes": 7}, {"batch_size": 21}, "21, or a smaller multiple of 7"),
+        (
+            {"batch_size": 50, "lanes": 50, "world": 5},
+            {"batch_size": 20, "lanes": 5},
+            "20 --lanes 5, or a smaller multiple of 5",
+        ),
+    ],
+)
+def test_a_batch_larger_than_the_data_is_refused_and_one_that_serves_is_named(
+    cache: Cache, dataset: Dataset, options: dict[str, int], fitting: dict[str, int], advice: str
 ) -> None:
-    with pytest.raises(UsageError, match=r"24 usable samples .* fill no batch; use a smaller one"):
+    with pytest.raises(UsageError, match=rf"24 usable samples .* fill no batch; .*{advice}$"):
         replay(cache, dataset, **options)
+    assert replay(cache, dataset, **(options | fitting)).batches_per_epoch == 1
+
+
+def test_more_processes_than_samples_are_refused(cache: Cache, dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match="give more samples, or fewer processes"):
+        replay(cache, dataset, batch_size=25, world=25)
 
 
 @pytest.mark.parametrize(

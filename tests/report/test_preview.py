@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset
-from kdcache.report.preview import CELL, GAP, LINE, draw_preview
+from kdcache.report.preview import CELL, GAP, LINE, _mixed, draw_preview
 from tests import tiny
 
 SIZE = 32
@@ -39,7 +39,7 @@ def test_a_sheet_shows_every_view_pixel_by_pixel(dataset: Dataset) -> None:
 def _tops(sheet: NDArray[np.uint8]) -> list[int]:
     """Return where lines begin: after GAP white rows, the first picture's full width of colour."""
     column = sheet[:, GAP + CELL + GAP : GAP + 2 * CELL + GAP]
-    full = (column != 255).any(-1).mean(axis=1) > 0.5
+    full = (column != 255).any(-1).mean(axis=1) > 0.9
     return [y for y in range(1, len(full)) if full[y] and not full[y - 1]]
 
 
@@ -54,6 +54,14 @@ def test_long_captions_stay_in_their_cells(dataset: Dataset) -> None:
     for column in range(1, 4):
         gap = sheet[:, column * (CELL + GAP) : column * (CELL + GAP) + GAP]
         assert (gap == 255).all()
+
+
+def test_a_mixed_view_names_the_key_of_its_partner(dataset: Dataset) -> None:
+    source = dataset_source(dataset, tiny.make_recipe(size=SIZE, block=4, mix={"law": "mixup"}))
+    (params,) = source.render(0, slice(4, 6), views=[0]).params
+    text = _mixed(source, 0, 4, params=params, row=0)
+    assert text.startswith("mixup: ")
+    assert text.endswith(f" of {source.key(0, 5)}")
 
 
 def test_boxes_are_drawn_where_the_crops_are(dataset: Dataset) -> None:

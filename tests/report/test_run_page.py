@@ -49,6 +49,21 @@ def test_a_run_of_labels_is_best_by_top_1(tmp_path: Path) -> None:
     assert sections["What it reached"].table[0][1] == "best: epoch 3"
 
 
+def test_a_run_measured_by_labels_alone_is_best_by_top_1_and_a_teacher_is_told_of(
+    tmp_path: Path,
+) -> None:
+    lines = metrics(4)
+    for line in lines:
+        line.pop("val_kl_nats", None)
+    next(line for line in lines if line.get("epoch") == 3)["val_top1"] = 0.99
+    section = _sections(write_run(tmp_path / "run", lines))["What it reached"]
+    assert section.table[0][1] == "best: epoch 3"
+    assert "teacher's own" not in str(section.paragraphs)
+    lines[-1]["val_teacher_top1"] = 0.66
+    section = _sections(write_run(tmp_path / "taught", lines))["What it reached"]
+    assert "The teacher's own top-1 on the same images: 66.0%." in section.paragraphs
+
+
 def test_a_run_that_has_measured_nothing_has_a_page(tmp_path: Path) -> None:
     sections = _sections(write_run(tmp_path / "run", []))
     assert sections["What it reached"].paragraphs[0].startswith("0 of 4 epochs")

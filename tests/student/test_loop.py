@@ -1,9 +1,11 @@
+import csv
 import gc
 import json
 import math
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,29 @@ def test_a_student_learns_its_teachers_predictions(tmp_path: Path, dataset: Data
     kl = {line["epoch"]: line["val_kl_nats"] for line in lines if "val_kl_nats" in line}
     assert list(kl) == [6, 12, 18, 24, 25]
     assert kl[25] < 0.8 * kl[6]
+
+
+@pytest.mark.parametrize("learn", ["cache", "labels"])
+def test_labels_alone_measure_what_they_do_beside_a_centre_cache(
+    tmp_path: Path, dataset: Dataset, complete: Path, centre: Path, learn: str
+) -> None:
+    cached = learn == "cache"
+    sources = make_sources(
+        dataset, complete if cached else None, recipe=None if cached else tiny.make_recipe(),
+        val_data=dataset.root,
+    )  # fmt: skip
+    train(run_of(tmp_path / "alone", sources, learn=learn))
+    train(run_of(tmp_path / "beside", replace(sources, val_cache=centre), learn=learn))
+    alone, beside = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "beside")
+    by_teacher = {"val_kl_nats", "val_agreement", "val_teacher_top1"}
+    assert alone == [{k: v for k, v in line.items() if k not in by_teacher} for line in beside]
+    assert all(by_teacher < line.keys() for line in beside)
+    values = [line["val_top1"] for line in alone]
+    best = state_of(tmp_path / "alone")["best"]
+    assert best["measure"] == "val_top1"
+    assert best["epoch"] == 1 + values.index(max(values))
+    with (tmp_path / "alone/classes.csv").open() as file:
+        assert {row["kl_nats"] for row in csv.DictReader(file)} == {""}
 
 
 def test_the_same_settings_make_the_same_bytes(
@@ -202,6 +227,7 @@ def test_each_epoch_has_a_line_of_metrics(undisturbed: Path) -> None:
         assert line.keys() == {
             "epoch", "step", "loss", "grad_norm", "learning_rate", "images_per_s", "wait_share",
             "val_samples", "val_top1", "val_kl_nats", "val_agreement", "val_calibration_error",
+            "val_teacher_top1",
         }  # fmt: skip
         assert line["val_samples"] == 24
         assert line["images_per_s"] > 0
@@ -577,8 +603,7 @@ def test_settings_that_contradict_the_data_are_refused(
         ("labels", {"cache": None}, UsageError, "give a recipe of the views, and no cache"),
         ("labels", {"cache": complete, "recipe": plain}, UsageError, "and no cache"),
         ("cache", {"cache": complete, "recipe": plain}, MismatchError, "leave --recipe out"),
-        ("cache", {"cache": complete, "val_data": dataset.root}, UsageError, "needs both"),
-        ("cache", {"cache": complete, "val_cache": centre}, UsageError, "needs both"),
+        ("cache", {"cache": complete, "val_cache": centre}, UsageError, "name them, too"),
     ):
         sources = Sources(dataset.root, **other)
         with pytest.raises(kind, match=words):
@@ -611,6 +636,18 @@ def test_validation_is_checked_before_the_first_epoch(
     sources = make_sources(dataset, complete, val_data=dataset.root, val_cache=half)
     with pytest.raises(IncompleteError):
         run_of(tmp_path / "r", sources)
+
+
+def test_labels_of_other_classes_measure_nothing_without_targets(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    images = tiny.write_images(tmp_path / "images", 8)
+    (images / "class5").mkdir()
+    next(images.glob("class0/*.jpg")).rename(images / "class5/other.jpg")
+    six = tiny.pack_images(images, tmp_path / "data")
+    sources = Sources(dataset.root, recipe=tiny.make_recipe(), val_data=six.root)
+    with pytest.raises(MismatchError, match="has labels of 6 classes, the student has 5"):
+        run_of(tmp_path / "r", sources, learn="labels")
 
 
 def test_validation_targets_of_other_classes_are_refused(

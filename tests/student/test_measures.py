@@ -21,7 +21,7 @@ from kdcache.replay.batch import Batch
 from kdcache.replay.formats import TargetFormat
 from kdcache.student.classes import ClassTable
 from kdcache.student.metrics import Score, evaluate
-from kdcache.targets.encoding import Dense
+from kdcache.targets.encoding import Dense, parse_encoding
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -130,6 +130,13 @@ def test_measures_are_those_of_sklearn_and_numpy(
     kl = (np.exp(teacher) * (teacher - np.log(probs))).sum(1)
     assert found.kl_nats == pytest.approx(kl.mean(), rel=1e-5, abs=1e-6)
     assert found.agreement == pytest.approx((logits.argmax(1) == teacher.argmax(1)).mean())
+    assert found.teacher_top1 == accuracy_score(labels[known], teacher[known].argmax(1))
+    if num_classes < 6:
+        assert found.teacher_top5 is None
+    else:
+        options = {"k": 5, "labels": np.arange(num_classes)}
+        expected = top_k_accuracy_score(labels[known], teacher[known], **options)
+        assert found.teacher_top5 == pytest.approx(expected)
 
 
 def _assert_table(
@@ -168,6 +175,25 @@ def test_the_table_has_a_row_for_each_label_that_occurs(num_classes: int) -> Non
         assert other.classes is not None
         assert other.classes.by == "teacher"
         assert (other.top1, other.top5, other.calibration_error) == (None, None, None)
+
+
+@pytest.mark.parametrize(("kept", "known"), [(4, False), (5, True), (9, True)])
+def test_the_teachers_top5_is_known_where_five_classes_are_kept(kept: int, known: bool) -> None:
+    """Its top-1 always is; both are as of all classes."""
+    whole = _batches(0, 9)
+    form = TargetFormat(parse_encoding(f"topk:{kept}", 9), 9)
+    batches = [
+        dataclasses.replace(
+            batch, fields=form.encoding.encode(batch.target(1.0).dense(9)), format=form
+        )
+        for batch in whole
+    ]
+    found, expected = _evaluate(batches, 9), _evaluate(whole, 9)
+    assert found.teacher_top1 == expected.teacher_top1 != found.top1
+    assert found.teacher_top5 == (expected.teacher_top5 if known else None)
+    untaught = _evaluate(_without_targets(whole), 9)
+    assert (untaught.teacher_top1, untaught.teacher_top5) == (None, None)
+    assert expected.teacher_top5 is not None
 
 
 def test_with_neither_labels_nor_targets_only_samples_are_counted() -> None:
