@@ -264,6 +264,7 @@ def test_the_final_weights_load_back_and_give_equal_logits(
         assert json.loads(file.metadata()["kdcache"]) == {
             "student": "tests.student.nets:small",
             "num_classes": 5,
+            "classes": [f"class{n}" for n in range(5)],
             "size": 12,
             "mean": [0.0, 0.0, 0.0],
             "std": [1.0, 1.0, 1.0],
