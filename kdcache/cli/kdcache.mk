@@ -63,7 +63,7 @@ $(TEACHER_RUN)/student.safetensors: | pack
 	$(KDCACHE) train --learn labels --recipe $(TEACHER_RECIPE) --data $(DATA) \
 	  --student $(TEACHER) $(if $(PRETRAINED),--init $(PRETRAINED)) --epochs $(TEACHER_EPOCHS) \
 	  --batch-size $(BATCH) --learning-rate 1e-4 --out $(TEACHER_RUN) --resume
-	$(if $(HAS_VAL),$(KDCACHE) teacher check $(LOOKING) --data $(VAL_DATA) --recipe $(VAL_RECIPE))
+	$(if $(HAS_VAL),$(KDCACHE) teacher check $(TEACHER) --weights $@ --data $(VAL_DATA) --recipe $(VAL_RECIPE))
 
 plan: $(DATA)/dataset.json $(WEIGHTS) ## say what the targets will cost
 	$(KDCACHE) plan $(TEACHING) $(PLAN_ARGS)
