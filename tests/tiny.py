@@ -66,9 +66,9 @@ def write_images(
 def pack_images(
     folder: Path, out: Path, *, rows_per_tar: int = 10, shuffle_seed: int | None = None
 ) -> Dataset:
-    """Return the dataset of a folder's images, their files unchanged in tars."""
-    options = PackOptions(rows_per_tar=rows_per_tar, shuffle_seed=shuffle_seed)
-    return pack(open_source(str(folder)), out, options=options)
+    """Return the dataset of a folder's images, their files unchanged in tars, even bad ones."""
+    options = PackOptions(rows_per_tar=rows_per_tar, shuffle_seed=shuffle_seed, bad="keep")
+    return pack(open_source(str(folder)), out, options=options).dataset
 
 
 def make_dataset(root: Path, count: int = 24, *, rows_per_tar: int = 10, seed: int = 0) -> Dataset:

@@ -17,11 +17,13 @@ from kdcache.texts import printable
 
 if TYPE_CHECKING:
     from kdcache.sharing.catalogue import Catalogue, Published
+    from kdcache.sharing.find import Wanted
     from kdcache.sharing.gc import Waste
     from kdcache.sharing.index import Ref, Summary
 
 SHOWN = 12  # digits of ids
 HISTORY_SHOWN = 10
+DATASETS_SHOWN = 5
 
 
 def find(
@@ -49,9 +51,7 @@ def find(
 
       kdcache find https://host/catalogue --teacher resnet50 --licence CC-BY
     """
-    from kdcache.sharing.catalogue import open_catalogue
-    from kdcache.sharing.find import Wanted, choose
-    from kdcache.sharing.index import shown_refs
+    from kdcache.sharing.find import Wanted
 
     wanted = Wanted(
         dataset=None if dataset is None else _dataset_id(dataset),
@@ -61,6 +61,15 @@ def find(
         licence=licence,
         views=views,
     )
+    list_published(catalogue, wanted, as_json=as_json)
+
+
+def list_published(catalogue: str, wanted: "Wanted", *, as_json: bool) -> None:
+    """Print what the caches of a catalogue are that are as wanted."""
+    from kdcache.sharing.catalogue import open_catalogue
+    from kdcache.sharing.find import choose
+    from kdcache.sharing.index import shown_refs
+
     place = open_catalogue(catalogue)
     place.check_there()
     summaries, damaged = place.summaries()
@@ -77,12 +86,17 @@ def find(
     if rows:
         say(_columns([_HEADS, *rows]), as_json=False)
     else:
-        say(f"{place.place}: no such cache, of {len(summaries)} that are there", as_json=False)
+        images = sorted({_images(summary) for summary in summaries.values()})
+        more = ["…"] if len(images) > DATASETS_SHOWN else []
+        there = ", ".join([*images[:DATASETS_SHOWN], *more])
+        advice = f", of images {there}; kdcache find {place.place} lists all" if images else ""
+        count = len(summaries)
+        say(f"{place.place}: no such cache, of {count} that are there{advice}", as_json=False)
     for text in [*damaged.values(), *bad.values()][:FINDINGS_SHOWN]:
         say(f"  left out: {text}", as_json=False)
 
 
-_HEADS = ("cache", "refs", "teacher", "images", "recipe", "classes", "views", "size", "licence")
+_HEADS = ("cache", "refs", "teacher", "images", "recipe", "classes", "views", "to fetch", "licence")
 
 
 def _row(summary: "Summary", refs: Sequence[str]) -> tuple[str, ...]:
@@ -92,13 +106,17 @@ def _row(summary: "Summary", refs: Sequence[str]) -> tuple[str, ...]:
         summary.cache[:SHOWN],
         ", ".join(refs),
         summary.teacher.spec,
-        f"{summary.dataset.num_samples} ({summary.dataset.id[:8]})",
+        _images(summary),
         summary.recipe.name or summary.recipe.id[:8],
         str(summary.num_classes),
         str(summary.views) if whole else f"{stored} of {summary.views}",
         human_bytes(summary.size_bytes),
         summary.licences.output or "unknown",
     )
+
+
+def _images(summary: "Summary") -> str:
+    return f"{summary.dataset.num_samples} ({summary.dataset.id[:8]})"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
@@ -186,7 +204,8 @@ def _shown(
         "teacher": f"{manifest.teacher.spec} ({manifest.teacher.id[:SHOWN]})",
         "encoding": f"{manifest.encoding}, {manifest.num_classes} classes",
         "views": f"{manifest.views} in spans of {manifest.span_views}, {share}",
-        "size": f"{human_bytes(manifest.size_bytes)} in {len(manifest.objects)} objects",
+        "to fetch": f"{human_bytes(manifest.size_bytes)} in {len(manifest.objects)} objects, with "
+        "records and metadata",
         "licences": ", ".join(f"{part} {text or 'unknown'}" for part, text in licences.items()),
         "manifest": f"sha256 {summary.manifest}",
         "signed by": signed,

@@ -1,15 +1,23 @@
 """kdcache pack, kdcache index."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdcache.cli.output import give, human_bytes, progress_bar
-from kdcache.cli.places import path
+from kdcache.cli.places import PLACE, path
 from kdcache.errors import UsageError
 from kdcache.stores.location import Location, Place, parse_place
+
+if TYPE_CHECKING:
+    from kdcache.data.dataset import Dataset
+    from kdcache.data.pack import Packed
+    from kdcache.data.sources import Source
+
+SHOWN = 10  # classes, folders or images that are named
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -44,13 +52,28 @@ def pack(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of a torchvision dataset.")] = None,
     split: Annotated[str, typer.Option(help="Split of a torchvision dataset.")] = "train",
+    classes_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar=PLACE,
+            help="A packed dataset whose classes, in their order, the sub-folders are; not all "
+            "need images.",
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Pack images into WebDataset tars.
 
+    All images are looked at before bad ones are refused. Orientation in EXIF stays as it is.
+
     Examples:
 
-      kdcache pack photos/ build/photos --shorter-side 256 --shuffle-seed 0
+      kdcache pack photos/train build/train --shorter-side 256 --shuffle-seed 0
+
+      kdcache pack photos/val build/val --classes-of build/train --skip-bad
 
       kdcache pack torchvision:CIFAR100 build/cifar --root data/ --split test
     """
@@ -64,11 +87,23 @@ def pack(
         shorter_side=shorter_side,
         quality=quality,
         image_format=None if image_format is None else image_format.value,
+        bad="skip" if skip_bad else "refuse",
     )
-    images = open_source(source, root=root, split=split)
+    classes = None if classes_of is None else _classes_of(classes_of)
+    images = open_source(source, root=root, split=split, classes=classes)
     with progress_bar("pack", len(images.keys), rates=_images_per_s) as advance:
-        dataset = pack_images(images, out, options=options, progress=advance)
-    _give(dataset, out, as_json=as_json)
+        packed = pack_images(images, out, options=options, progress=advance)
+    more = {
+        "skipped_bad": list(packed.skipped),
+        "left_out": dict(images.left_out),
+        "empty": list(images.empty),
+        "turned": packed.num_turned,
+    }
+    give(
+        _value(packed.dataset, out) | more,
+        as_json=as_json,
+        lines=_lines(packed.dataset, out) | _findings(images, packed),
+    )
 
 
 def index(
@@ -137,23 +172,81 @@ def _images_per_s(done: int, seconds: float) -> str:
     return f"{done / seconds:.0f} images/s"
 
 
-def _give(dataset: object, where: Place, *, as_json: bool) -> None:
-    from kdcache.data.dataset import Dataset
+def _classes_of(text: str) -> tuple[str, ...]:
+    from kdcache.data.document import load_dataset
 
-    assert isinstance(dataset, Dataset)
-    size = sum(tar.size_bytes for tar in dataset.tars)
-    value = {
+    classes = load_dataset(parse_place(text)).classes
+    if classes is None:
+        raise UsageError(f"--classes-of {text}: its classes have no names; leave this out")
+    return classes
+
+
+def _findings(images: "Source", packed: "Packed") -> dict[str, object]:
+    """Return lines on what is not as people may think."""
+    from kdcache.data.sources import told_kinds
+
+    lines: dict[str, object] = {}
+    if images.left_out:
+        lines["left out"] = f"{sum(images.left_out.values())} files: {told_kinds(images.left_out)}"
+    if images.empty:
+        lines["no images in"] = ", ".join(_first(images.empty))
+    if packed.skipped:
+        lines["bad"] = f"{len(packed.skipped)} images left out: {'; '.join(_first(packed.skipped))}"
+    if packed.num_turned:
+        lines["turned"] = (
+            f"{packed.num_turned} images lie sideways or mirrored until their EXIF is applied; "
+            'recipes ignore it unless [decode] says exif = "apply"'
+        )
+    return lines
+
+
+def _first(texts: Sequence[str]) -> list[str]:
+    more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return [*texts[:SHOWN], *more]
+
+
+def _give(dataset: "Dataset", where: Place, *, as_json: bool) -> None:
+    give(_value(dataset, where), as_json=as_json, lines=_lines(dataset, where))
+
+
+def _size(dataset: "Dataset") -> int:
+    return sum(tar.size_bytes for tar in dataset.tars)
+
+
+def _class_counts(dataset: "Dataset") -> list[int]:
+    import numpy as np
+
+    labels = dataset.labels[dataset.labels >= 0]
+    counts: list[int] = np.bincount(labels, minlength=dataset.num_classes or 0).tolist()
+    return counts
+
+
+def _value(dataset: "Dataset", where: Place) -> dict[str, Any]:
+    return {
         "id": dataset.id,
         "path": str(where),
         "tars": len(dataset.tars),
         "samples": dataset.num_samples,
         "unlabelled": int((dataset.labels < 0).sum()),
         "num_classes": dataset.num_classes,
-        "size_bytes": size,
+        "class_counts": _class_counts(dataset),
+        "size_bytes": _size(dataset),
     }
-    lines = {
+
+
+def _lines(dataset: "Dataset", where: Place) -> dict[str, object]:
+    size = human_bytes(_size(dataset))
+    lines: dict[str, object] = {
         "dataset": f"{where} ({dataset.id[:12]})",
-        "images": f"{dataset.num_samples} in {len(dataset.tars)} tars, {human_bytes(size)}",
+        "images": f"{dataset.num_samples} in {len(dataset.tars)} tars, {size}",
         "classes": dataset.num_classes,
     }
-    give(value, as_json=as_json, lines=lines)
+    counts = _class_counts(dataset)
+    if counts:
+        names = dataset.classes or [str(label) for label in range(len(counts))]
+        texts = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+        if len(counts) > SHOWN:
+            rows = sorted(range(len(counts)), key=counts.__getitem__)
+            texts = [f"fewest: {texts[rows[0]]}", f"most: {texts[rows[-1]]}"]
+        lines["by class"] = ", ".join(texts)
+    return lines

@@ -17,7 +17,7 @@ from kdcache.errors import UsageError
 from kdcache.texts import printable
 
 RECIPE_FILE, MAKE_FILE = "recipe.toml", "kdcache.mk"
-IMAGES = "photos"
+IMAGES = "photos/train"
 
 
 def init(
@@ -27,7 +27,11 @@ def init(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(parser=path, metavar="DIR", help="Your images, a sub-folder for each class."),
+        typer.Option(
+            parser=path,
+            metavar="DIR",
+            help="Your images, a sub-folder for each class; val beside it is for validation.",
+        ),
     ] = None,
     recipe: Annotated[
         str, typer.Option(help=RECIPE_HELP, autocompletion=recipe_names)
@@ -59,7 +63,9 @@ def init(
     )
     texts = {
         RECIPE_FILE: annotated(load_recipe(recipe), title=title),
-        MAKE_FILE: fragment.replace("@IMAGES@", shown),
+        MAKE_FILE: fragment.replace("@IMAGES@", shown).replace(
+            "@VAL@", os.path.join(os.path.dirname(shown), "val")
+        ),
     }
     for name in texts:
         if (folder / name).exists():

@@ -1,48 +1,96 @@
-# Distillation of your own images. `make -f kdcache.mk train` does all of it; or write
-# `include kdcache.mk` into a Makefile. What was killed goes on where it stopped: make it again.
-# Any variable may be given: make -f kdcache.mk train EPOCHS=300. Paths hold no spaces.
+# Distillation of your own images, a target a step: `make -f kdcache.mk` lists them. Each does what
+# it needs of those before it, and what was killed goes on where it stopped: make it again. Or write
+# `include kdcache.mk` into a Makefile. Any variable may be given: make -f kdcache.mk train
+# EPOCHS=300 (with more VIEWS: 3 times the root of the epochs). Paths hold no spaces.
 
 KDCACHE ?= kdcache
-# A folder with one sub-folder a class.
+# Folders with one sub-folder a class; VAL is left out of all steps where it is not there.
 IMAGES ?= @IMAGES@
+VAL ?= @VAL@
+# Views to train on, and the central ones to measure on: of one size, and one [decode].
 RECIPE ?= recipe.toml
-# WEIGHTS may be left empty for a teacher whose name holds them, as timm:NAME@FILE.
+VAL_RECIPE ?= centre
+
+# The teacher: `make teacher` fine-tunes one on your classes, from PRETRAINED (a weights file of the
+# same network with other classes; empty: from nothing). Yours is there already? WEIGHTS=FILE, or
+# empty for a teacher whose name holds them, as timm:NAME@FILE.
 TEACHER ?= torchvision:resnet50
-WEIGHTS ?= teacher.safetensors
+PRETRAINED ?= pretrained.safetensors
+TEACHER_RECIPE ?= mild
+TEACHER_EPOCHS ?= 20
+TEACHER_RUN ?= build/teacher
+WEIGHTS ?= $(TEACHER_RUN)/student.safetensors
+
 STUDENT ?= torchvision:resnet18
-# More options, of kdcache plan, precompute and train.
-PLAN_ARGS ?=
-TEACH_ARGS ?=
-TRAIN_ARGS ?=
 # To add views later: kdcache extend CACHE --views N, then kdcache precompute.
 VIEWS ?= 24
 EPOCHS ?= 48
 BATCH ?= 32
-DATA ?= build/data
+DATA ?= build/train
+VAL_DATA ?= build/val
 CACHE ?= build/cache
+VAL_CACHE ?= build/val-cache
 RUN ?= build/run
+EXPORT ?= build/student.pt2
+# More options, of kdcache pack, plan, precompute and train.
+PACK_ARGS ?=
+PLAN_ARGS ?=
+TEACH_ARGS ?=
+TRAIN_ARGS ?=
 
-TEACHING = --teacher $(TEACHER) $(if $(WEIGHTS),--weights $(WEIGHTS)) --recipe $(RECIPE)
+KDCACHE_MK := $(lastword $(MAKEFILE_LIST))
+HAS_VAL := $(wildcard $(VAL))
+LOOKING = $(TEACHER) $(if $(WEIGHTS),--weights $(WEIGHTS))
+TEACHING = --data $(DATA) --teacher $(LOOKING) --recipe $(RECIPE) --views $(VIEWS)
 
-.PHONY: pack plan precompute verify train
-.PRECIOUS: $(DATA)/dataset.json $(CACHE)/seal.json
+.PHONY: steps pack teacher plan precompute verify train eval show export
+.PRECIOUS: $(DATA)/dataset.json $(VAL_DATA)/dataset.json $(CACHE)/seal.json $(VAL_CACHE)/seal.json
 
-pack: $(DATA)/dataset.json
+steps: ## list these steps
+	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' $(KDCACHE_MK)
+
+pack: $(DATA)/dataset.json $(if $(HAS_VAL),$(VAL_DATA)/dataset.json) ## images to tars
 
 $(DATA)/dataset.json:
-	$(KDCACHE) pack $(IMAGES) $(DATA) --shorter-side 256 --shuffle-seed 0
+	$(KDCACHE) pack $(IMAGES) $(DATA) --shorter-side 256 --shuffle-seed 0 $(PACK_ARGS)
 
-plan: $(DATA)/dataset.json
-	$(KDCACHE) plan --data $(DATA) $(TEACHING) --views $(VIEWS) $(PLAN_ARGS)
+$(VAL_DATA)/dataset.json: $(DATA)/dataset.json
+	$(KDCACHE) pack $(VAL) $(VAL_DATA) --shorter-side 256 --classes-of $(DATA) $(PACK_ARGS)
 
-precompute: $(CACHE)/seal.json
+teacher: $(TEACHER_RUN)/student.safetensors ## fine-tune a teacher on your classes
 
-$(CACHE)/seal.json: $(DATA)/dataset.json
-	$(KDCACHE) precompute --data $(DATA) $(TEACHING) --views $(VIEWS) --cache $(CACHE) $(TEACH_ARGS)
+$(TEACHER_RUN)/student.safetensors: | pack
+	$(KDCACHE) train --learn labels --recipe $(TEACHER_RECIPE) --data $(DATA) \
+	  --student $(TEACHER) $(if $(PRETRAINED),--init $(PRETRAINED)) --epochs $(TEACHER_EPOCHS) \
+	  --batch-size $(BATCH) --learning-rate 1e-4 --out $(TEACHER_RUN) --resume
+	$(if $(HAS_VAL),$(KDCACHE) teacher check $(TEACHER) --weights $@ --data $(VAL_DATA) --recipe $(VAL_RECIPE))
 
-verify: $(CACHE)/seal.json
+plan: $(DATA)/dataset.json $(WEIGHTS) ## say what the targets will cost
+	$(KDCACHE) plan $(TEACHING) $(PLAN_ARGS)
+
+precompute: $(CACHE)/seal.json $(if $(HAS_VAL),$(VAL_CACHE)/seal.json) ## the teacher's targets
+
+$(CACHE)/seal.json: $(DATA)/dataset.json $(WEIGHTS)
+	$(KDCACHE) precompute $(TEACHING) --cache $(CACHE) $(TEACH_ARGS)
+
+$(VAL_CACHE)/seal.json: $(VAL_DATA)/dataset.json $(WEIGHTS)
+	$(KDCACHE) precompute --data $(VAL_DATA) --teacher $(LOOKING) --recipe $(VAL_RECIPE) --views 1 \
+	  --cache $(VAL_CACHE) $(TEACH_ARGS)
+
+verify: $(CACHE)/seal.json ## check digests, and a share of the pixels
 	$(KDCACHE) verify $(CACHE) --data $(DATA)
 
-train: $(CACHE)/seal.json
+train: precompute ## the student
 	$(KDCACHE) train --data $(DATA) --cache $(CACHE) --student $(STUDENT) --epochs $(EPOCHS) \
-	  --batch-size $(BATCH) --out $(RUN) --resume $(TRAIN_ARGS)
+	  --batch-size $(BATCH) $(if $(HAS_VAL),--val-data $(VAL_DATA) --val-cache $(VAL_CACHE)) --out $(RUN) \
+	  --resume $(TRAIN_ARGS)
+
+eval: $(VAL_CACHE)/seal.json ## measure the student on VAL
+	$(KDCACHE) eval $(RUN) --data $(VAL_DATA) --cache $(VAL_CACHE) --student $(STUDENT)
+
+show: ## write a page of the cache, and one of the run
+	$(KDCACHE) show $(CACHE) --data $(DATA) --out $(CACHE).html
+	$(KDCACHE) show $(RUN) --out $(RUN).html
+
+export: ## write the student as one file
+	$(KDCACHE) export $(RUN) $(EXPORT) --student $(STUDENT)

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdcache.cli.catalogues import show_published
+from kdcache.cli.catalogues import list_published, show_published
 from kdcache.cli.data import Json
 from kdcache.cli.keys import Trusted
 from kdcache.cli.output import give, human_bytes, say
 from kdcache.cli.pages import check_page, write_page
 from kdcache.cli.places import CACHE_HELP, DATA_HELP, PLACE
-from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
+from kdcache.errors import (
+    CorruptError,
+    IncompleteError,
+    KdcacheError,
+    MismatchError,
+    UsageError,
+)
 from kdcache.stores.location import Place, parse_place
 
 if TYPE_CHECKING:
@@ -33,7 +39,8 @@ def show(
         str | None,
         typer.Argument(
             metavar="[ID|REF]",
-            help="Of a catalogue: id of a cache, 8 digits of it or more, or a ref.",
+            help="Of a catalogue: id of a cache, 8 digits of it or more, or a ref; default: list "
+            "them.",
         ),
     ] = None,
     data: Annotated[
@@ -85,6 +92,12 @@ def show(
         show_published(place, cache, trusted=trusted, as_json=as_json)
         return
     where = parse_place(place)
+    if _is_catalogue(where):
+        from kdcache.sharing.find import Wanted
+
+        _refuse(given, "the list of a catalogue's caches", but=())
+        list_published(place, Wanted(), as_json=as_json)
+        return
     if isinstance(where, Path) and (where / CONFIG).is_file():
         _refuse(given, "the page of a run", but={"--out"})
         _write_run(where, _page(out, where), as_json=as_json)
@@ -103,6 +116,19 @@ def show(
     page, count = _page(out, where), IMAGES if images is None else images
     seen = _inspected(where, data, seed=drawn)
     _write_cache(seen, page, images=count, seed=drawn, as_json=as_json)
+
+
+def _is_catalogue(where: Place) -> bool:
+    from kdcache.cache.in_place import CACHES
+    from kdcache.sharing.index import INDEX
+    from kdcache.stores.store import Store
+
+    if isinstance(where, Path):
+        return (where / CACHES).is_dir()
+    try:
+        return Store(where).size(INDEX) is not None
+    except KdcacheError:  # some buckets refuse what is not there
+        return False
 
 
 def _refuse(given: dict[str, object], what: str, *, but: Container[str]) -> None:

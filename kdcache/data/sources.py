@@ -6,8 +6,9 @@ Invariant: keys are unique and survive webdataset's naming rule; an image is rea
 import inspect
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from kdcache.data.tars import IMAGE_EXTENSIONS, split_member
 from kdcache.errors import DataError, UsageError
 
 _TORCHVISION = "torchvision:"
+_KINDS = 8  # of files that are named
+_UNNAMED = ("thumbs.db", "desktop.ini")  # what a system leaves in folders, beside hidden files
+_UNREAD = {"heic", "heif", "avif", "jxl", "jp2", "tif", "tiff", "bmp", "gif", "dng", "cr2", "nef"}
 
 
 @dataclass(frozen=True)
@@ -39,31 +43,43 @@ class SourceImage:
 class Source:
     """Images in their source's order; `read(i)` returns the one with key `keys[i]`.
 
-    num_ignored: files left out because they are no image; hidden files are not counted.
+    left_out: files by their endings that are no image that can be read; what people do not see,
+        as hidden files, is not counted. empty: sub-folders without images, which are no classes.
     """
 
     keys: Sequence[str]
     classes: tuple[str, ...] | None
     read: Callable[[int], SourceImage]
-    num_ignored: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
 
 
-def open_source(source: str, *, root: Path | None = None, split: str = "train") -> Source:
+def open_source(
+    source: str,
+    *,
+    root: Path | None = None,
+    split: str = "train",
+    classes: Sequence[str] | None = None,
+) -> Source:
     """Return the images of a folder, a .npz file or "torchvision:NAME".
 
     root, split: where torchvision finds its files, and which part of the dataset to take.
+    classes: of a folder, in their order, with images or not; None: the sub-folders with images.
 
     Raises:
-        UsageError: source is none of these, or holds no images of the kind.
+        UsageError: source is none of these, holds no images of the kind, or a folder of none of
+            the classes.
         DataError: two files make one key, or a file's name makes none.
     """
     path = Path(source)
     if not source:
         raise UsageError("source is empty; name a folder of images")
+    if classes is not None and not path.is_dir():
+        raise UsageError(f"source {source}: only of a folder of images can the classes be given")
     if source.startswith(_TORCHVISION):
         return _torchvision_source(source, root=root, split=split)
     if path.is_dir():
-        return _folder_source(path)
+        return _folder_source(path, classes)
     if path.is_file() and path.suffix == ".npz":
         return _array_source(path)
     raise UsageError(
@@ -72,27 +88,51 @@ def open_source(source: str, *, root: Path | None = None, split: str = "train") 
     )
 
 
-def _folder_source(root: Path) -> Source:
-    """Return a folder's images; sub-folders, sorted, are the classes, even empty ones."""
+def told_kinds(left_out: Mapping[str, int]) -> str:
+    """Return what files were left out, and what to do for images among them."""
+    kinds = sorted(left_out, key=lambda kind: (-left_out[kind], kind))
+    shown = [f"{left_out[kind]} {f'.{kind}' if kind else 'without ending'}" for kind in kinds]
+    more = [f"{len(shown) - _KINDS} other kinds"] if len(shown) > _KINDS else []
+    advice = "; convert images to JPEG to use them" if left_out.keys() & _UNREAD else ""
+    return ", ".join([*shown[:_KINDS], *more]) + advice
+
+
+def _folder_source(root: Path, given: Sequence[str] | None) -> Source:
+    """Return a folder's images; sub-folders with images, sorted, are the classes, if not given."""
     try:
         files = list(_files(root, prefix="", above=frozenset()))
-        classes = tuple(entry.name for entry in _entries(root) if entry.is_dir())
+        folders = [entry.name for entry in _entries(root) if entry.is_dir()]
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from error
-    for name in classes:
+    for name in folders:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(f"{root}: folder {name!r} is not in UTF-8; rename it") from None
     images = [name for name in files if _extension(name) in IMAGE_EXTENSIONS]
+    others = (name for name in files if _extension(name) not in IMAGE_EXTENSIONS)
+    seen = (name for name in others if name.rpartition("/")[2].lower() not in _UNNAMED)
+    left_out = Counter(map(_extension, seen))
     if not images:
-        raise UsageError(f"{root}: no image below it, expected {', '.join(IMAGE_EXTENSIONS)}")
+        found = f"; found {told_kinds(left_out)}" if left_out else ""
+        expected = ", ".join(IMAGE_EXTENSIONS)
+        raise UsageError(f"{root}: no image below it, expected {expected}{found}")
+    used = {name.partition("/")[0] for name in images if "/" in name}
+    classes = tuple(name for name in folders if name in used)
     direct = next((name for name in images if "/" not in name), None)
     if direct is not None and classes:
         raise UsageError(
             f"{root}: {direct} lies beside sub-folders such as {classes[0]}; "
             "put every image below the folder of its class, or remove the sub-folders"
         )
+    if given is not None:
+        strange = [name for name in classes if name not in given]
+        if strange or direct is not None:
+            raise UsageError(
+                f"{root / (direct or strange[0])}: in none of the {len(given)} classes asked for, "
+                f"such as {given[0]}; move it, or rename its folder as the class is called"
+            )
+        classes = tuple(given)
     labels = {name: label for label, name in enumerate(classes)}
 
     def read(row: int) -> SourceImage:
@@ -101,11 +141,12 @@ def _folder_source(root: Path) -> Source:
         try:
             data = (root / name).read_bytes()
         except OSError as error:
-            raise DataError(f"{root / name}: {error.strerror}; restore or remove it") from error
+            raise DataError(f"{root / name}: {error.strerror}") from error
         return SourceImage(data, _extension(name), label, str(root / name))
 
     keys = _unique_keys(images, root)
-    return Source(keys, classes or None, read, num_ignored=len(files) - len(images))
+    empty = tuple(name for name in folders if name not in used)
+    return Source(keys, classes or None, read, left_out=left_out, empty=empty)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -24,6 +24,7 @@ NAME_LETTERS = 14  # of a run, beside its line
 DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
 Z = 1.959964  # of a normal distribution, for an interval of 95%
 SHARES = {"val_top1": "top-1", "val_top5": "top-5", "val_agreement": "agreement with the teacher"}
+CLASS_SHARES = ("top1", "agreement")  # columns of classes.csv
 OTHERS = {
     "val_kl_nats": "KL to the teacher, nats", "val_calibration_error": "calibration error",
     "loss": "training loss",
@@ -32,7 +33,9 @@ OTHERS = {
 
 def run_title(log: RunLog) -> str:
     """Return the title of a run's page."""
-    return printable(f"Run {log.folder.resolve().name}: {log.settings['student']}")
+    name = log.folder.resolve().name
+    shown = "Run" if name.casefold() == "run" else f"Run {name}"
+    return printable(f"{shown}: {log.settings['student']}")
 
 
 def run_sections(log: RunLog) -> list[Section]:
@@ -70,14 +73,14 @@ def _curve(panel: Panel, found: Sequence[list[tuple[int, float]]], names: Sequen
     """Return a picture of a metric's values by epoch, of each run that has some."""
     values = [value for points in found for _, value in points]
     is_log = panel.may_be_log and min(values) > 0
-    unit = _unit(min(values) if is_log else max(map(abs, values)))
+    unit = 0.01 if panel.is_share else _unit(min(values) if is_log else max(map(abs, values)))
     lines, ends = [], []
     for number, (points, name) in enumerate(zip(found, names, strict=True)):
         if not points:
             continue
         turn, place = divmod(number, len(COLOURS))
         x, y = zip(*_thinned(points), strict=True)
-        last = f"{y[-1]:.3g}"
+        last = f"{y[-1] / unit:.3g}{'%' if panel.is_share else ''}"
         ends.append(f"{name} {last}".strip())
         lines.append(
             Drawn(
@@ -90,9 +93,10 @@ def _curve(panel: Panel, found: Sequence[list[tuple[int, float]]], names: Sequen
             )
         )
     title = panel.title.partition(" (")[0]
-    shown = title if unit == 1 else f"{title}, in {unit:.0e}"
+    scale = "%" if panel.is_share else "" if unit == 1 else f"{unit:.0e}"
+    shown = f"{title}, in {scale}" if scale else title
     svg = lines_svg(lines, panel.name, x=Scale("epoch"), y=Scale(shown, is_log=is_log))
-    return Picture(panel.name, svg, printable(f"{title} by epoch, at the end: {', '.join(ends)}"))
+    return Picture(panel.name, svg, printable(f"{shown} by epoch, at the end: {', '.join(ends)}"))
 
 
 def _unit(value: float) -> float:
@@ -242,7 +246,18 @@ def _classes(path: Path) -> Section:
                 notes.append(f"{path.name} cannot be read beyond {len(rows)} lines: {error}.")
     if len(rows) > MOST_CLASSES:
         notes.append(f"The first {MOST_CLASSES} of {path.name}.")
-    return Section("Classes", notes, table=[[printable(cell) for cell in row] for row in rows])
+    heads = rows[0] if rows else []
+    shown = [[_class_cell(*pair) for pair in zip(heads, row, strict=False)] for row in rows[1:]]
+    return Section("Classes", notes, table=[list(map(printable, heads)), *shown] if rows else ())
+
+
+def _class_cell(head: str, text: str) -> str:
+    if head not in CLASS_SHARES:
+        return printable(text)
+    try:
+        return f"{100 * float(text):.4g}%"
+    except ValueError:
+        return printable(text)
 
 
 def _settings(settings: Mapping[str, Any]) -> list[list[str]]:

@@ -139,7 +139,7 @@ def make_material(
         shutil.rmtree(place, ignore_errors=True)
     options = PackOptions(rows_per_tar=rows_per_tar, shuffle_seed=0)
     source = open_source(str(material.image_folder))
-    dataset = pack(source, material.data, options=options)
+    dataset = pack(source, material.data, options=options).dataset
     recipe = mixed_recipe()
     teacher = load_teacher("pipelines.bench.material:pooled_teacher", None)
     info = describe_cache(dataset, recipe, teacher=teacher, encoding=encoding, other_classes=True)

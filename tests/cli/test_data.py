@@ -1,17 +1,18 @@
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kdcache.data.document import load_dataset
 from kdcache.identity import sample_uid
 from tests import photos, tiny
 from tests.cli.conftest import Run
-from tests.cli.making import PLAIN, TEACHER, write_recipe
+from tests.cli.making import PLAIN, TEACHER, check_refusal, write_recipe
 from tests.tiny import files_of
 
 
@@ -47,15 +48,21 @@ def test_a_folder_is_packed_and_described(kdcache: Run, tmp_path: Path) -> None:
         "samples": 12,
         "unlabelled": 0,
         "num_classes": 5,
+        "class_counts": [3, 3, 2, 2, 2],
         "size_bytes": sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")),
+        "skipped_bad": [],
+        "left_out": {},
+        "empty": [],
+        "turned": 0,
     }
     again = kdcache(*arguments)
     assert again.code == 2
     assert again.stderr.startswith(f"kdcache: {tmp_path / 'out'}: exists and is not an empty")
     arguments[2] = tmp_path / "other"
     human = kdcache(*arguments)
-    assert human.stdout.splitlines()[0] == f"dataset  {tmp_path / 'other'} ({dataset.id[:12]})"
+    assert human.stdout.splitlines()[0] == f"dataset   {tmp_path / 'other'} ({dataset.id[:12]})"
     assert "12 in 3 tars" in human.stdout
+    assert "class0 3, class1 3, class2 2, class3 2, class4 2" in human.stdout
 
 
 def test_the_options_of_pack_reach_the_packer(kdcache: Run, tmp_path: Path) -> None:
@@ -106,8 +113,58 @@ def test_packing_a_broken_image_names_it_and_leaves_nothing(kdcache: Run, tmp_pa
     bad.write_bytes(b"no image")
     outcome = kdcache("pack", folder, tmp_path / "out", "--shorter-side", "10")
     assert outcome.code == 7
-    assert outcome.stderr.startswith(f"kdcache: {bad}: cannot be decoded")
+    assert outcome.stderr.startswith(
+        f"kdcache: 1 of 6 images cannot be used: {bad}: cannot be decoded"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert kdcache("pack", folder, tmp_path / "out", "--skip-bad", "--shorter-side", "10").code == 0
+
+
+def test_pack_tells_all_that_is_not_as_it_seems(kdcache: Run, tmp_path: Path) -> None:
+    folder = tiny.write_images(tmp_path / "photos", 6)
+    (folder / "class0/more.heic").write_bytes(b"of a phone")
+    (folder / "class9").mkdir()
+    [bad] = folder.rglob("00001.jpg")
+    bad.write_bytes(b"no image")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 20)).save(folder / "class2/phone.jpg", exif=exif)
+    arguments = ["pack", folder, tmp_path / "out", "--skip-bad"]
+    shown = kdcache(*arguments).stdout
+    assert "1 files: 1 .heic; convert images to JPEG to use them" in shown
+    assert re.search(r"no images in +class9\n", shown)
+    assert f"1 images left out: {bad}: cannot be decoded" in shown
+    assert 'recipes ignore it unless [decode] says exif = "apply"' in shown
+    value = kdcache(*arguments[:2], tmp_path / "again", "--skip-bad", "--json").value
+    assert (value["left_out"], value["empty"], value["turned"]) == ({"heic": 1}, ["class9"], 1)
+    assert (len(value["skipped_bad"]), value["samples"]) == (1, 6)
+
+
+def test_val_is_packed_with_the_classes_of_train(kdcache: Run, tmp_path: Path) -> None:
+    train = tiny.write_images(tmp_path / "train", 5)
+    assert kdcache("pack", train, tmp_path / "data").code == 0
+    val = tmp_path / "val"
+    (val / "class3").mkdir(parents=True)
+    (train / "class3/00003.png").rename(val / "class3/1.png")
+    arguments = ["pack", val, tmp_path / "val-data", "--classes-of", tmp_path / "data"]
+    assert kdcache(*arguments, "--json").value["class_counts"] == [0, 0, 0, 1, 0]
+    assert load_dataset(tmp_path / "val-data").classes == load_dataset(tmp_path / "data").classes
+    (val / "class3").rename(val / "klass3")
+    arguments[2] = tmp_path / "other"
+    check_refusal(kdcache(*arguments), 2, f"{val / 'klass3'}: in none of the 5 classes")
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 5), np.uint8), labels=[0, 1])
+    assert kdcache("pack", tmp_path / "a.npz", tmp_path / "b").code == 0
+    arguments[-1] = tmp_path / "b"
+    check_refusal(kdcache(*arguments), 2, "its classes have no names")
+
+
+def test_of_many_classes_the_smallest_and_the_largest_are_shown(
+    kdcache: Run, tmp_path: Path
+) -> None:
+    labels = [*range(11), 4]
+    np.savez(tmp_path / "a.npz", images=np.zeros((12, 4, 5), np.uint8), labels=labels)
+    shown = kdcache("pack", tmp_path / "a.npz", tmp_path / "out").stdout
+    assert re.search(r"by class +fewest: 0 1, most: 4 2\n", shown)
 
 
 def test_tars_that_others_wrote_are_indexed(kdcache: Run, tmp_path: Path) -> None:

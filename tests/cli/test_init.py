@@ -1,5 +1,6 @@
 """Claims about kdcache init: files that work as they are, and nothing written over."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,21 +9,38 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from kdcache.recipe.schema import load_recipe, presets
+from kdcache.data.document import load_dataset
+from kdcache.recipe.schema import load_recipe, preset_text, presets
 from kdcache.report.plan import views_of_epochs
 from tests import tiny
 from tests.cli.conftest import Run
-from tests.cli.making import TEACHER, check_refusal, write_weights
+from tests.cli.making import check_refusal
+from tests.student.nets import small
 
-TARGETS = ("pack", "plan", "precompute", "verify", "train")
+# By target the commands that it runs, when all above are done.
+STEPS = {
+    "pack": ["pack", "pack"],
+    "teacher": ["train", "teacher"],
+    "plan": ["plan"],
+    "precompute": ["precompute", "precompute"],
+    "verify": ["verify"],
+    "train": ["train"],
+    "eval": ["eval"],
+    "show": ["show", "show"],
+    "export": ["export"],
+}
 GIVEN = {
-    "TEACHER": TEACHER,
+    "TEACHER": "tests.student.nets:small",
+    "TEACHER_EPOCHS": "1",
     "STUDENT": "tests.student.nets:small",
     "VIEWS": "2",
     "EPOCHS": "2",
     "BATCH": "8",
 }
+
+MORE = {"plan": ["--probe-s", "0"], "train": ["--workers", "0"], "eval": ["--workers", "0"]}
 
 
 def _commands(folder: Path, target: str, *words: str) -> list[list[str]]:
@@ -51,27 +69,40 @@ def test_the_targets_lead_from_photos_to_a_student_and_are_done_once(
     kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.write_images(tmp_path / "photos/train", 12)
+    tiny.write_images(tmp_path / "photos/val", 4)
     outcome = kdcache("init", tmp_path / "work", "--images", tmp_path / "photos/train", "--json")
     assert outcome.code == 0
     assert outcome.value["next"] == f"make -C {tmp_path / 'work'} -f kdcache.mk pack"
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(sys, "path", sys.path[:])
-    write_weights(Path("teacher.safetensors"))
-    recipe = Path("recipe.toml").read_text()
-    Path("recipe.toml").write_text(recipe.replace("size = 224 ", "size = 16 "))
-    done = []
-    for target in TARGETS:
-        for words in _commands(Path(), target):
-            more = ["--probe-s", "0"] if target == "plan" else []
-            outcome = kdcache(*words[1:], *more, "--quiet", "--json")
+    save_file(small(7).state_dict(), "pretrained.safetensors")
+    for preset in ("recipe.toml", "centre", "mild"):
+        text = Path(preset).read_text() if preset.endswith("toml") else preset_text(preset)
+        Path(preset).with_suffix(".toml").write_text(re.sub(r"size = 224\b", "size = 16", text))
+    sizes = ["VAL_RECIPE=centre.toml", "TEACHER_RECIPE=mild.toml"]
+    for target, commands in STEPS.items():
+        done = []
+        for words in _commands(Path(), target, *sizes):
+            outcome = kdcache(*words[1:], *MORE.get(words[1], []), "--quiet", "--json")
             assert outcome.code == 0, (words, outcome.stderr)
             done.append(words[1])
-    assert done == list(TARGETS)
-    for target in ("pack", "precompute"):
+        assert done == commands
+    for target in ("pack", "teacher", "precompute"):
         assert _commands(Path(), target) == []
     (again,) = _commands(Path(), "train")
     assert "--resume" in again
-    assert Path("build/run/student.safetensors").is_file()
+    assert load_dataset(Path("build/val")).num_classes == tiny.NUM_CLASSES
+    metrics = json.loads(Path("build/run/metrics.jsonl").read_text().splitlines()[-1])
+    assert "val_kl_nats" in metrics
+    for made in ("student.pt2", "run.html", "cache.html"):
+        assert (Path("build") / made).is_file()
+
+
+def test_the_steps_are_listed(kdcache: Run, tmp_path: Path) -> None:
+    assert kdcache("init", tmp_path).code == 0
+    command = ["make", "-C", tmp_path, "-s", "--no-print-directory", "-f", "kdcache.mk"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["steps", *STEPS]
 
 
 def test_train_alone_does_all_that_it_needs(kdcache: Run, tmp_path: Path) -> None:
@@ -80,6 +111,11 @@ def test_train_alone_does_all_that_it_needs(kdcache: Run, tmp_path: Path) -> Non
     assert [command[1] for command in words] == ["pack", "precompute", "train"]
     assert "--weights" not in words[1]
     assert words[2][-1] == "--quiet"
+    words = _commands(tmp_path, "train", "PRETRAINED=")
+    assert [command[1] for command in words] == ["pack", "train", "precompute", "train"]
+    assert words[1][words[1].index("--out") + 1] == "build/teacher"
+    assert "--init" not in words[1]
+    assert not [word for command in words for word in command if "val" in word]
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "kdcache.mk"])
@@ -139,4 +175,4 @@ def test_the_next_command_is_told(
     kdcache: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert re.search(r"next +make -f kdcache.mk pack IMAGES=photos\n", kdcache("init").stdout)
+    assert re.search(r"next +make -f kdcache.mk pack IMAGES=photos/train\n", kdcache("init").stdout)

@@ -160,9 +160,21 @@ def test_find_lists_what_is_wanted(kdcache: Run, place: Path) -> None:
     ):
         found = kdcache("find", place, *options, "--json").value["caches"]
         assert {cache["teacher"]["id"] for cache in found} == set(teachers), options
-    assert "no such cache, of 2" in kdcache("find", place, "--views", 5).stdout
+    none = kdcache("find", place, "--views", 5).stdout
+    count = caches["t"]["dataset"]["num_samples"]
+    assert f"no such cache, of 2 that are there, of images {count} ({dataset[:8]}); kdcache" in none
+    assert f"kdcache find {place} lists all\n" in none
     check_refusal(kdcache("find", place, "--recipe", "nothing"), 2, "--recipe", "funmatch")
     check_refusal(kdcache("find", place.parent / "none"), 2, "no such folder")
+
+
+def test_show_lists_the_caches_of_a_catalogue_of_which_none_is_named(
+    kdcache: Run, place: Path
+) -> None:
+    for options in ([], ["--json"]):
+        shown, found = (kdcache(command, place, *options) for command in ("show", "find"))
+        assert (shown.code, shown.stdout) == (0, found.stdout)
+    check_refusal(kdcache("show", place, "--images", 3), 2, "--images: has no effect on the list")
 
 
 def test_show_says_what_a_cache_is_and_who_signed_it(

@@ -53,7 +53,9 @@ def opened(data: bytes) -> Image.Image:
 
 
 def test_webdataset_reads_what_was_packed(folder: Path, tmp_path: Path) -> None:
-    dataset = pack(open_source(str(folder)), tmp_path / "out", options=PackOptions(rows_per_tar=3))
+    dataset = pack(
+        open_source(str(folder)), tmp_path / "out", options=PackOptions(rows_per_tar=3)
+    ).dataset
     assert [tar.name for tar in dataset.tars] == ["000000.tar", "000001.tar", "000002.tar"]
     assert [tar.num_rows for tar in dataset.tars] == [3, 3, 1]
     assert dataset.classes == ("n01.x y", "é")
@@ -79,7 +81,7 @@ def test_webdataset_reads_what_was_packed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_dataset_is_saved_in_the_folder(folder: Path, tmp_path: Path) -> None:
-    dataset = pack(open_source(str(folder)), tmp_path / "out", options=PLAIN)
+    dataset = pack(open_source(str(folder)), tmp_path / "out", options=PLAIN).dataset
     assert dataset.root == tmp_path / "out"
     assert load_dataset(tmp_path / "out").id == dataset.id
     check_dataset(load_dataset(tmp_path / "out"))
@@ -112,12 +114,13 @@ def keys_in_order(dataset: Dataset) -> list[str]:
 
 def test_a_shuffle_is_fixed_by_its_seed_and_the_keys(folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder))
-    kept = pack(source, tmp_path / "kept", options=PLAIN)
+    kept = pack(source, tmp_path / "kept", options=PLAIN).dataset
     assert keys_in_order(kept) == source.keys
     orders = []
     for seed in (0, 2**64 - 1):
         options = PackOptions(rows_per_tar=3, shuffle_seed=seed)
-        orders.append(keys_in_order(pack(source, tmp_path / str(seed), options=options)))
+        packed = pack(source, tmp_path / str(seed), options=options)
+        orders.append(keys_in_order(packed.dataset))
         uids = np.array([sample_uid(key) for key in source.keys], np.uint64)
         drawn = uniforms(seed, uids, view=0, count=1)[:, 0]
         assert orders[-1] == [key for _, key in sorted(zip(drawn, source.keys, strict=True))]
@@ -126,7 +129,7 @@ def test_a_shuffle_is_fixed_by_its_seed_and_the_keys(folder: Path, tmp_path: Pat
 
 def test_unlabelled_images_have_no_cls(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 5), np.uint8), labels=[-1, 3])
-    dataset = pack(open_source(str(tmp_path / "a.npz")), tmp_path / "out", options=PLAIN)
+    dataset = pack(open_source(str(tmp_path / "a.npz")), tmp_path / "out", options=PLAIN).dataset
     samples = webdataset_samples(tmp_path / "out" / "000000.tar")
     assert [sample.get("cls") for sample in samples] == [None, b"3"]
     assert (dataset.labels.tolist(), dataset.num_classes) == ([-1, 3], 4)
@@ -256,7 +259,71 @@ def test_an_image_that_cannot_be_resized_is_named(tmp_path: Path, data: bytes) -
     with pytest.raises(DataError, match=f"{path}: cannot be decoded: "):
         pack(source, tmp_path / "out", options=PackOptions(shorter_side=8))
     assert [entry.name for entry in tmp_path.iterdir()] == ["images"]
-    pack(source, tmp_path / "out", options=PLAIN)
+    pack(source, tmp_path / "out", options=PackOptions(bad="keep"))
+
+
+def spoil(folder: Path, *names: str) -> None:
+    """Cut some of a folder's images to a half."""
+    for name in names:
+        [path] = folder.rglob(name)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("options", [PLAIN, PackOptions(shorter_side=6)])
+def test_all_images_are_looked_at_before_the_bad_ones_are_refused(
+    folder: Path, tmp_path: Path, options: PackOptions
+) -> None:
+    spoil(folder, "img.1.jpg", "img.4.jpg")
+    seen: list[int] = []
+    with pytest.raises(DataError, match=r"^2 of 7 images cannot be used: ") as caught:
+        pack(open_source(str(folder)), tmp_path / "out", options=options, progress=seen.append)
+    text = str(caught.value)
+    assert "img.1.jpg: cannot be decoded: " in text
+    assert "img.4.jpg: cannot be decoded: " in text
+    assert text.endswith("replace or remove them, or leave them out with --skip-bad")
+    assert len(seen) == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["images"]
+
+
+def test_no_more_than_ten_bad_images_are_listed(tmp_path: Path) -> None:
+    source = Source(
+        [f"k{row}" for row in range(13)], None, lambda row: SourceImage(b"", "jpg", -1, f"f{row}:")
+    )
+    with pytest.raises(DataError, match=r"13 of 13 .*f9:.*; and 3 more; replace or remove them$"):
+        pack(source, tmp_path / "out", options=PackOptions(bad="skip"))
+
+
+def test_skipping_bad_images_packs_what_the_others_alone_make(folder: Path, tmp_path: Path) -> None:
+    spoil(folder, "img.1.jpg", "img.4.jpg")
+    options = PackOptions(rows_per_tar=3, shuffle_seed=1, bad="skip")
+    packed = pack(open_source(str(folder)), tmp_path / "out", options=options)
+    assert sorted(Path(text.partition(": ")[0]).name for text in packed.skipped) == [
+        "img.1.jpg",
+        "img.4.jpg",
+    ]
+    assert [tar.num_rows for tar in packed.dataset.tars] == [3, 2]
+    for name in ("img.1.jpg", "img.4.jpg"):
+        next(folder.rglob(name)).unlink()
+    pack(open_source(str(folder)), tmp_path / "others", options=options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "others")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("options", [PLAIN, PackOptions(shorter_side=15)])
+def test_images_that_exif_turns_are_counted(
+    tmp_path: Path, kind: str, options: PackOptions
+) -> None:
+    files = []
+    for orientation in (1, 6, 3):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        files.append(encoded(photo(size=(40, 30)), kind, exif=exif))
+    files.append(encoded(photo(size=(40, 30)), kind))
+    extension = {"JPEG": "jpg"}.get(kind, kind.lower())
+    source = Source(
+        list("abcd"), None, lambda row: SourceImage(files[row], extension, -1, "some/file")
+    )
+    assert pack(source, tmp_path / "out", options=options).num_turned == 2
 
 
 def test_only_a_new_or_empty_folder_is_packed_into(folder: Path, tmp_path: Path) -> None:

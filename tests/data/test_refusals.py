@@ -44,7 +44,7 @@ def test_a_second_pack_leaves_the_first_alone(arrays: str, tmp_path: Path) -> No
     finally:
         other.kill()
         other.join()
-    dataset = pack(open_source(arrays), tmp_path / "out", options=PackOptions())
+    dataset = pack(open_source(arrays), tmp_path / "out", options=PackOptions()).dataset
     assert dataset.num_samples == 9
     assert not partial.exists()
     assert not list((tmp_path / "out").glob(".*"))

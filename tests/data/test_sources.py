@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kdcache.data.pack import open_source
-from kdcache.data.sources import Source
+from kdcache.data.sources import Source, told_kinds
 from kdcache.errors import DataError, UsageError
 
 
@@ -41,8 +41,10 @@ def test_sub_folders_are_classes_in_sorted_order(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "b.jpeg", b"cb")
     put(tmp_path / "cat" / "a.webp", b"ca")
     (tmp_path / "empty").mkdir()
+    put(tmp_path / "bare" / "notes.txt")
     source = open_source(str(tmp_path))
-    assert source.classes == ("cat", "dog", "empty")
+    assert source.classes == ("cat", "dog")
+    assert source.empty == ("bare", "empty")
     assert everything(source) == [("cat/a", 0), ("cat/b", 0), ("dog/2", 1), ("dog/deep/1", 1)]
     image = source.read(3)
     assert (image.data, image.extension) == (b"d1", "png")
@@ -64,16 +66,47 @@ def test_files_beside_classes_are_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path))
 
 
-def test_other_files_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
+def test_other_files_are_counted_by_ending_and_hidden_ones_are_not(tmp_path: Path) -> None:
     for name in ("readme.txt", "cat/a.jpg", "cat/a.txt", "cat/jpg", "cat/._a.jpg", ".git/x.jpg"):
         put(tmp_path / name)
+    for name in ("b.HEIC", "Thumbs.db", ".DS_Store"):
+        put(tmp_path / "cat" / name)
     source = open_source(str(tmp_path))
-    assert (source.keys, source.classes, source.num_ignored) == (["cat/a"], ("cat",), 3)
+    assert (source.keys, source.classes) == (["cat/a"], ("cat",))
+    assert source.left_out == {"txt": 2, "": 1, "heic": 1}
+
+
+def test_files_that_were_left_out_are_told_by_kind_and_images_with_what_to_do() -> None:
+    assert told_kinds({"txt": 1, "": 2, "heic": 10}) == (
+        "10 .heic, 2 without ending, 1 .txt; convert images to JPEG to use them"
+    )
+    many = told_kinds({f"k{number}": 1 for number in range(11)})
+    assert many.endswith(".k6, 3 other kinds")
+
+
+def test_the_classes_may_be_given_with_images_or_not(tmp_path: Path) -> None:
+    put(tmp_path / "dog" / "a.jpg")
+    (tmp_path / "owl").mkdir()
+    source = open_source(str(tmp_path), classes=["ant", "cat", "dog"])
+    assert source.classes == ("ant", "cat", "dog")
+    assert (everything(source), source.empty) == ([("dog/a", 2)], ("owl",))
+
+
+@pytest.mark.parametrize("name", ["owl/a.jpg", "a.jpg"])
+def test_an_image_of_none_of_the_given_classes_is_refused(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name)
+    with pytest.raises(UsageError, match=rf"{tmp_path / name.split('/')[0]}: in none of the 2 cla"):
+        open_source(str(tmp_path), classes=["cat", "dog"])
+
+
+def test_only_a_folder_s_classes_can_be_given() -> None:
+    with pytest.raises(UsageError, match="only of a folder"):
+        open_source("torchvision:FakeData", classes=["cat"])
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.gif")
-    with pytest.raises(UsageError, match="no image below it"):
+    with pytest.raises(UsageError, match=r"no image below it.*found 1 \.gif; convert"):
         open_source(str(tmp_path))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from kdcache.cache.store import open_cache
 from kdcache.recipe.schema import load_recipe
@@ -17,6 +18,7 @@ from tests.cli.conftest import Outcome, Run
 from tests.cli.making import TEACHER
 from tests.docs.blocks import find_blocks, lines_of
 from tests.docs.running import exchanged, precompute, run_here
+from tests.student import nets
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +40,22 @@ def test_own_data_runs(place: Path, kdcache: Run, monkeypatch: pytest.MonkeyPatc
     train = ["train", "--data", "build/train", "--cache", "build/teaching", *STUDENT]
     size = ["--epochs", 1, "--batch-size", 8, "--workers", 0, "--out", "build/run"]
     assert kdcache(*train, *size).code == 0
-    shutil.rmtree(place / "build/train")  # the page makes it
-    done = [name for name, _ in _run_page(kdcache, "own-data", monkeypatch)]
-    assert done == ["init", "pack", "pack", "index", *["precompute"] * 2, "eval", "export"]
+    for made in ("train", "val"):
+        shutil.rmtree(place / "build" / made)  # the page makes it
+    save_file(nets.small(7).state_dict(), "pretrained.safetensors")
+    tuned, short = STUDENT[1], "--epochs 1 --workers 0 --batch-size 8"
+    exchange = {
+        "--student torchvision:resnet50": f"--student {tuned}",
+        "check torchvision:resnet50": f"check {tuned}",
+        "torchvision:resnet50 --weights build/teacher": f"{tuned} --weights build/teacher",
+        "--epochs 20 --batch-size 32": short,
+    }
+    done = [name for name, _ in _run_page(kdcache, "own-data", monkeypatch, **exchange)]
+    teaching = ["train", "teacher", "precompute"]
+    assert done == [
+        *("init", *["pack"] * 3, "index", *teaching, *["precompute"] * 2, "eval", "export"),
+    ]
+    assert not open_cache(place / "build/tuned-cache").missing()
     assert not open_cache(place / "build/cache").missing()
     assert (place / "student.pt2").is_file()
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from kdcache.report.page import Section, render_page
-from kdcache.report.run_page import compared_sections, curves, run_sections, wilson
+from kdcache.report.run_page import compared_sections, curves, run_sections, run_title, wilson
 from kdcache.report.runs import read_run
 from tests.report.making import metrics, write_run
 from tests.report.test_page import EVIL, Page
@@ -40,6 +40,26 @@ def test_a_run_s_page_tells_best_and_last_with_intervals(tmp_path: Path) -> None
         *("loss", "val_kl_nats", "val_top1", "val_agreement", "val_calibration_error"),
         "learning_rate",
     ]
+
+
+def test_shares_are_percentages_and_small_values_are_of_the_unit_of_their_axis(
+    tmp_path: Path,
+) -> None:
+    lines = metrics(4)
+    lines[-1] |= {"val_top1": 0.3243, "learning_rate": 9.29e-8}
+    for line in lines[:-1]:
+        line["learning_rate"] = 2e-5
+    pictures = {p.name: p for p in curves([read_run(write_run(tmp_path / "run", lines))], [""])}
+    assert ">32.4%<" in pictures["val_top1"].svg
+    assert pictures["val_top1"].words == "validation top-1, in % by epoch, at the end: 32.4%"
+    assert pictures["learning_rate"].words == (
+        "learning rate, in 1e-06 by epoch, at the end: 0.0929"
+    )
+
+
+def test_a_title_names_a_run_once(tmp_path: Path) -> None:
+    for name, title in (("run", "Run: "), ("run-2", "Run run-2: ")):
+        assert run_title(read_run(write_run(tmp_path / name, []))).startswith(title)
 
 
 def test_a_run_of_labels_is_best_by_top_1(tmp_path: Path) -> None:
@@ -91,8 +111,8 @@ def test_checkpoints_weights_and_classes_are_listed(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir()
     (run / "checkpoints/step-000000020.pt").write_bytes(b"x" * 2000)
     (run / ".lock").touch()
-    rows = "".join(f'{n},"name {n}, <b>",5\n' for n in range(1200))
-    (run / "classes.csv").write_text("class,name,samples\n" + rows)
+    rows = "".join(f'{n},"name {n}, <b>",5,0.35,\n' for n in range(1200))
+    (run / "classes.csv").write_text("class,name,samples,top1,agreement\n" + rows)
     sections = _sections(run)
     files = [row[0] for row in sections["Files"].table]
     assert files[1:] == [
@@ -103,7 +123,7 @@ def test_checkpoints_weights_and_classes_are_listed(tmp_path: Path) -> None:
     ]
     assert sections["Files"].table[1][1] == "2.0 kB"
     assert len(sections["Classes"].table) == 1001
-    assert sections["Classes"].table[3] == ["2", "name 2, <b>", "5"]
+    assert sections["Classes"].table[3] == ["2", "name 2, <b>", "5", "35%", ""]
 
 
 def test_long_runs_are_thinned_to_their_end(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Claims about the pages of caches and runs in a real browser."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from PIL import Image
 
 from kdcache.cache.store import open_cache
 from kdcache.data.document import load_dataset
 from kdcache.report.browse import Browser as Pages
 from kdcache.report.cache_page import DAMAGED, WRONG, cache_sections, cache_title
 from kdcache.report.gallery import gallery, gallery_sections
-from kdcache.report.page import render_page, template_source
+from kdcache.report.page import Section, render_page, template_source
 from kdcache.report.run_page import compared_sections, run_sections, run_title
 from kdcache.report.runs import read_run
 from kdcache.report.serving import make_server
@@ -45,6 +47,31 @@ def page(odd: Path) -> Path:
     script = template_source("search.js")
     path.write_text(render_page(cache_title(seen.cache), sections, script=script))
     return path
+
+
+def test_a_table_that_scrolls_is_shaded_where_it_is_cut(browser: Browser, odd: Path) -> None:
+    path = odd / "wide.html"
+    heads = [f"heading {n}" for n in range(9)]
+    path.write_text(render_page("t", [Section("Wide", table=[heads, [""] * 9])]))
+    browser.open(path, width=360, scheme="light")
+    left, right, bottom = browser.value(
+        "(({left, right, bottom}) => [left, right, bottom])"
+        "(document.querySelector('.scroll').getBoundingClientRect())"
+    )
+
+    def shade() -> int:
+        """Return how much darker the right edge is than the middle, in a row without text."""
+        shot = Image.open(io.BytesIO(browser.screenshot())).convert("L")
+        edge, middle = (
+            shot.getpixel((int(x), int(bottom) - 8)) for x in (right - 2, (left + right) / 2)
+        )
+        assert isinstance(edge, int)
+        assert isinstance(middle, int)
+        return middle - edge
+
+    assert shade() > 30
+    browser.value("document.querySelector('.scroll').scrollLeft = 9999")
+    assert shade() == 0
 
 
 def test_the_page_of_a_cache_has_no_fault(browser: Browser, page: Path) -> None:
