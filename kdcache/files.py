@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from kdcache.errors import UsageError
 
@@ -66,6 +68,20 @@ def read_small(path: Path, *, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise ValueError(f"larger than {most_bytes >> 20} MiB")
     return data
+
+
+def parse_toml(data: bytes, source: Path) -> dict[str, Any]:
+    """Return what a file of TOML says.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        # What Python advises of numbers with too many digits is for those who write Python.
+        problem = str(error).partition("; use sys.")[0]
+        raise UsageError(f"{source}: not a TOML file: {problem}") from None
 
 
 def sync(path: Path) -> None:

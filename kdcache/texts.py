@@ -11,6 +11,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number with the words for one or for many."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def human_bytes(count: float) -> str:
     """Return a number of bytes in kB, MB, GB or TB."""
     for unit in ("B", "kB", "MB", "GB"):

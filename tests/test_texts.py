@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache.cli import output
+from kdcache.errors import UsageError
+from kdcache.recipe.schema import load_recipe
+from kdcache.targets.labels import load_labels
 from kdcache.texts import printable
 from tests.cli.conftest import Run, kdcache
 
@@ -19,6 +22,14 @@ def test_a_text_is_printable_and_stays_as_it_is_from_then_on(text: str) -> None:
     assert shown.isprintable()
     assert printable(shown) == shown
     assert (shown == text) == text.isprintable()
+
+
+def test_numbers_without_end_are_told_of_without_python_s_advice(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("size = " + "9" * 5000)
+    for load in (load_recipe, load_labels):
+        with pytest.raises(UsageError, match=r"5000 digits") as refused:
+            load(tmp_path / "a.toml")
+        assert "sys." not in str(refused.value)
 
 
 def test_what_moves_a_cursor_is_written_as_its_escape() -> None:

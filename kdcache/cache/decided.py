@@ -21,10 +21,12 @@ def read_document(objects: Objects, name: str) -> Document:
         CorruptError: it is missing or damaged.
     """
     try:
-        return dict(read_json(objects.read(name)))
+        if isinstance(document := read_json(objects.read(name)), dict):
+            return document
+        problem = "damaged: no object of JSON"
     except FileNotFoundError:
         problem = "missing"
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         problem = f"damaged: {error}"
     advice = f"{REPAIR} --from a sound copy" if name == ROOT else REPAIR
     raise CorruptError(f"{objects.place / name}: {problem}; {advice}")

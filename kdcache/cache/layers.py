@@ -19,7 +19,9 @@ def explain_difference(cache: Cache, source: BlockSource, span: Span) -> str:
     """Return what to say of a span whose pixels are made otherwise here than by its writer."""
     commit, view = cache.commit(span), cache.grid.views(span)[0]
     names: tuple[str, ...] = PIXEL_LIBRARIES
-    if (layer := _first_layer(cache, source, commit, view=view)) is None:
+    if LayerDigests().values().keys() - commit.layers.keys():
+        found = "which layer cannot be told, since the commit record lacks digests of them"
+    elif (layer := _first_layer(cache, source, commit, view=view)) is None:
         found = f"no layer differs in view {view} of this tar, the one whose layers are kept"
     else:
         found = f"the first layer that differs is {layer}"

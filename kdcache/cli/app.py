@@ -38,7 +38,7 @@ from kdcache.cli.shell import Command, Root, hoisted
 from kdcache.errors import KdcacheError, UsageError
 from kdcache.texts import printable
 
-# What typer raises of words that are none of a command's, of its own copy of click or click's.
+# What typer raises of words that are no command's, from its own copy of click or from click itself.
 REFUSED: Any = typer.BadParameter.__base__
 MEND = "see that the path is right and yours to use, and that its disk has space"
 

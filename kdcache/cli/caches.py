@@ -26,6 +26,7 @@ from kdcache.cli.teachers import (
 )
 from kdcache.errors import CorruptError, IncompleteError, MismatchError, UsageError
 from kdcache.stores.location import Location, Place, parse_place
+from kdcache.texts import counted
 
 if TYPE_CHECKING:
     from kdcache.cache.audit import Finding
@@ -195,7 +196,7 @@ def verify(
         say(f"  {finding.where}: {finding.problem}", as_json=as_json)
     if damage or any(finding.span for finding in changed):
         raise CorruptError(
-            f"{where}: {len(damage)} objects are damaged; "
+            f"{where}: {counted(len(damage), 'object is', 'objects are')} damaged; "
             + (
                 f"run kdcache repair {where}, --from a sound copy if there is one"
                 if store.is_local

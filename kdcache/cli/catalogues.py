@@ -13,7 +13,7 @@ from kdcache.cli.recipe import RECIPE_HELP
 from kdcache.cli.sharing import CatalogueText, Who
 from kdcache.errors import CorruptError, UntrustedError, UsageError
 from kdcache.stores.location import parse_place, without_credentials
-from kdcache.texts import printable
+from kdcache.texts import counted, printable
 
 if TYPE_CHECKING:
     from kdcache.sharing.catalogue import Catalogue, Published
@@ -293,7 +293,8 @@ def rebuild(catalogue: CatalogueText, as_json: Json = False) -> None:
         say(f"  left as it is: {text}", as_json=as_json)
     if found.damaged:
         raise CorruptError(
-            f"{len(found.damaged)} things are damaged; the first: {found.damaged[0]}"
+            f"{counted(len(found.damaged), 'thing is', 'things are')} damaged; the first: "
+            f"{found.damaged[0]}"
         )
 
 

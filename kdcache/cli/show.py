@@ -20,6 +20,7 @@ from kdcache.errors import (
     UsageError,
 )
 from kdcache.stores.location import Place, parse_place
+from kdcache.texts import counted
 
 if TYPE_CHECKING:
     from kdcache.report.cache_page import Inspection
@@ -203,13 +204,18 @@ def _write_cache(seen: "Inspection", path: Path, *, images: int, seed: int, as_j
     give(value, as_json=as_json, lines=lines)
     where = seen.cache.place
     if damage:
-        raise CorruptError(f"{where}: {len(damage)} things are damaged; the first: {damage[0]}")
+        things, first = counted(len(damage), "thing is", "things are"), damage[0]
+        if seen.cache.is_local:
+            step = f"run kdcache repair {where}, --from a sound copy if there is one"
+            first = f"{first.removesuffix('; run kdcache repair')}; {step}"
+        raise CorruptError(f"{where}: {things} damaged; the first: {first}")
     if wrong:
-        raise MismatchError(f"{where}: {len(wrong)} views are made otherwise here: {wrong[0]}")
+        made = f"{counted(len(wrong), 'view is', 'views are')} made otherwise here"
+        raise MismatchError(f"{where}: {made}: {wrong[0]}")
     if missing:
         raise IncompleteError(
-            f"{where}: the page shows what is there, but {missing} spans are missing; run kdcache "
-            "precompute again"
+            f"{where}: the page shows what is there, but "
+            f"{counted(missing, 'span is', 'spans are')} missing; run kdcache precompute again"
         )
 
 

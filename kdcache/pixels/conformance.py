@@ -162,7 +162,7 @@ def chosen_backends() -> tuple[Backend, ...]:
         UsageError: KDCACHE_JPEG names no backend, or one that is not there or gives other pixels.
     """
     check_decode()
-    forced = os.environ.get(BACKEND_VARIABLE)
+    forced = os.environ.get(BACKEND_VARIABLE) or None
     asked = BACKENDS if forced is None else tuple(b for b in BACKENDS if b == forced)
     for backend in reversed(asked):
         if backend == "pillow":

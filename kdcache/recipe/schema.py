@@ -5,7 +5,6 @@ off are left out of the canonical form, so that a step added to kdcache keeps th
 recipes.
 """
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from kdcache.errors import UsageError
-from kdcache.files import read_small
+from kdcache.files import parse_toml, read_small
 from kdcache.identity import digest
 from kdcache.recipe.parts import (
     MAX_SIGMA,
@@ -238,13 +237,13 @@ def load_recipe(source: Path | str) -> Recipe:
     path = Path(source)
     try:
         preset = str(source) in presets() and not path.exists()
-        own = None if preset else read_small(path, most_bytes=MAX_FILE_BYTES).decode("utf-8")
-        values = tomllib.loads(preset_text(str(source)) if own is None else own)
+        own = None if preset else read_small(path, most_bytes=MAX_FILE_BYTES)
+        data = preset_text(str(source)).encode() if own is None else own
     except FileNotFoundError:
         names = ", ".join(presets())
         raise UsageError(f"{path}: neither a file nor a preset; presets: {names}") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from None
-    return parse_recipe(values, source=str(path))
+    return parse_recipe(parse_toml(data, path), source=str(path))

@@ -134,7 +134,7 @@ def make_sheets(
         boxes = [_box(sides, number, row - sides.block.start) for number in range(len(views))]
         found.append(Sheet(tar, row, _whole(seen, tar, row, boxes=boxes), shown))
     if any(sheet.wrong for sheet in found):
-        reason = explain_difference(seen.cache, sides.source, sides.span)
+        reason = printable(explain_difference(seen.cache, sides.source, sides.span))
         found = [replace(sheet, reason=reason) if sheet.wrong else sheet for sheet in found]
     return found
 

@@ -243,7 +243,7 @@ def _classes(path: Path) -> Section:
             try:
                 rows += itertools.islice(csv.reader(file), MOST_CLASSES + 1)
             except csv.Error as error:
-                notes.append(f"{path.name} cannot be read beyond {len(rows)} lines: {error}.")
+                notes.append(f"{path.name} cannot be read beyond line {len(rows)}: {error}.")
     if len(rows) > MOST_CLASSES:
         notes.append(f"The first {MOST_CLASSES} of {path.name}.")
     heads = rows[0] if rows else []

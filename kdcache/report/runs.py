@@ -83,7 +83,7 @@ def read_run(folder: Path) -> RunLog:
     if odd := [name for name in ("epochs", "batch_size") if not is_count(settings[name])]:
         raise CorruptError(f"{path}: {' and '.join(odd)} out of 1 to {MOST}; train again")
     metrics = folder / METRICS
-    return RunLog(folder, settings, read_metrics(metrics) if metrics.exists() else ())
+    return RunLog(folder, settings, read_metrics(metrics) if metrics.is_file() else ())
 
 
 def read_metrics(path: Path) -> tuple[Line, ...]:

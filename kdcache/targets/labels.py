@@ -15,7 +15,6 @@ Letters: N rows, C teacher's classes, S student's classes, K kept entries.
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationErro
 from torch import Tensor
 
 from kdcache.errors import UsageError
-from kdcache.files import read_small
+from kdcache.files import parse_toml, read_small
 from kdcache.identity import digest
 from kdcache.targets.combine import FLOOR, dense_target, first_columns, log_tail_mean, normalised
 from kdcache.targets.target import SparseTarget
@@ -94,10 +93,7 @@ def load_labels(path: Path) -> LabelMap:
         raise UsageError(f"{path}: cannot read the mapping of classes: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f'{path}: {error}; write runs as "first..last"') from None
-    try:
-        values = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a TOML file: {error}") from None
+    values = parse_toml(data, path)
     try:
         document = _Document.model_validate(values)
     except ValidationError as error:

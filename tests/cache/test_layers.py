@@ -1,5 +1,6 @@
 """Claims about the digests that a span keeps of its layers, and about what they explain."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import xxhash
 
 from kdcache.cache.layers import explain_difference
+from kdcache.cache.layout import Span
+from kdcache.cache.manifest import write_commit
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.blocks import dataset_source
 from kdcache.data.dataset import Dataset
@@ -80,3 +83,15 @@ def test_the_altered_layer_is_blamed_rows_without_targets_or_not(
     for span in cache.grid.spans():
         found = explain_difference(cache, source, span)
         assert found.startswith(f"the first layer that differs is {layer} (")
+
+
+def test_a_record_that_tells_of_no_layers_blames_none(tmp_path: Path, dataset: Dataset) -> None:
+    cache = tiny.precompute(tmp_path / "c", dataset, tiny.make_recipe())
+    span = Span(0, 0)
+    commit = cache.commit(span)
+    (cache.path / span.commit_name).unlink()
+    write_commit(cache.folder, replace(commit, layers={"draw": commit.layers["draw"]}))
+    found = explain_difference(
+        open_cache(cache.path), dataset_source(dataset, cache.info.recipe), span
+    )
+    assert found.startswith("which layer cannot be told, since the commit record lacks digests")

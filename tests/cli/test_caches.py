@@ -366,7 +366,7 @@ def test_damage_is_listed_and_mended_by_the_steps_that_the_error_names(
     (damaged,) = outcome.value["damaged"]
     assert (damaged["where"], damaged["span"]) == (OBJECT, "1-0")
     last = outcome.stderr.splitlines()[-1]
-    assert last.startswith(f"kdcache: {copy}: 1 objects are damaged; run kdcache repair {copy}")
+    assert last.startswith(f"kdcache: {copy}: 1 object is damaged; run kdcache repair {copy}")
     assert f"{OBJECT}: its sha256 differs" in outcome.stderr
     assert f"  {OBJECT}: its sha256 differs" in kdcache("verify", copy).stdout
 

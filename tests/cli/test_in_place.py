@@ -68,7 +68,7 @@ def test_verify_reads_a_published_cache_whole_and_says_so(kdcache: Run, lent: Le
     path = next(lent.server.root.rglob("values/c/1/1/0/0"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     outcome = kdcache("verify", lent.cache)
-    check_refusal(outcome, 5, "1 objects are damaged; ask who published it")
+    check_refusal(outcome, 5, "1 object is damaged; ask who published it")
     assert "values/c/1/1/0/0: its sha256 differs" in outcome.stdout
 
 

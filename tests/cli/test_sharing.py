@@ -279,4 +279,4 @@ def test_rebuild_and_gc_say_what_they_did(kdcache: Run, place: Path) -> None:
     assert not (place / "caches" / one / "left").exists()
     assert "nothing" in kdcache("gc", place, "--days", 0).stdout
     (place / "caches" / one / "manifest.json").write_bytes(b"{}")
-    check_refusal(kdcache("rebuild", place), 5, "1 things are damaged")
+    check_refusal(kdcache("rebuild", place), 5, "1 thing is damaged")

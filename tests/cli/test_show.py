@@ -107,9 +107,23 @@ def test_damaged_tiles_are_named_on_the_page(kdcache: Run, tmp_path: Path, cache
     outcome = kdcache("show", cache.path)
     assert outcome.code == 5
     assert outcome.stderr.count("\n") == 1
+    assert f"; run kdcache repair {cache.path}, --from a sound copy if there" in outcome.stderr
     page = Page((tmp_path / "copy.html").read_text())
     assert page.text["h2"][0] == "Damaged"
     assert any("tar 1, view 0" in text for text in page.text["p"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("[1]", "no object of JSON"), ("9" * 5000, "a number of 5000 digits")]
+)
+def test_damage_is_told_in_our_words_with_the_next_step(
+    kdcache: Run, cache: Cache, text: str, words: str
+) -> None:
+    (cache.path / "values/zarr.json").write_text(text)
+    mend = f"zarr.json: damaged: {words}; run kdcache repair {cache.path}, --from a sound copy"
+    check_refusal(kdcache("show", cache.path), 5, f"{cache.path}: 1 thing is damaged; ", mend)
+    (cache.path / "zarr.json").write_text(text)
+    check_refusal(kdcache("show", cache.path), 5, f"{words}; run kdcache repair --from a sound")
 
 
 def test_pixels_that_are_made_otherwise_here_are_told_loudly(

@@ -272,7 +272,7 @@ def test_verify_points_to_repair_and_that_tells_what_is_to_be_computed(
 ) -> None:
     flip(copy / OBJECT)
     refusal = kdcache("verify", copy, "--json").stderr.splitlines()[-1]
-    assert f"1 objects are damaged; run kdcache repair {copy}, --from a sound copy" in refusal
+    assert f"1 object is damaged; run kdcache repair {copy}, --from a sound copy" in refusal
     outcome = kdcache("repair", copy, "--json")
     assert outcome.code == 4
     assert (outcome.value["withdrawn"], outcome.value["spans_missing"]) == (["1-0"], 1)

@@ -372,7 +372,12 @@ def test_a_variable_forces_a_backend(backend: Backend, fresh: pytest.MonkeyPatch
     assert chosen_backends() == tuple(dict.fromkeys((backend, "pillow")))
 
 
-@pytest.mark.parametrize("name", ["", "opencv", "Pillow"])
+def test_a_variable_that_is_empty_is_none(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv(BACKEND_VARIABLE, "")
+    assert chosen_backends() == (available_backends()[-1], "pillow")
+
+
+@pytest.mark.parametrize("name", ["opencv", "Pillow"])
 def test_a_variable_that_names_no_backend_is_refused(name: str, fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv(BACKEND_VARIABLE, name)
     with pytest.raises(UsageError, match=f"^{BACKEND_VARIABLE}={name}: .*choose one of pillow, si"):

@@ -1,5 +1,6 @@
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdcache.cache.layout import Span
+from kdcache.cache.manifest import write_commit
 from kdcache.cache.store import Cache, open_cache
 from kdcache.data.dataset import Dataset
 from kdcache.pixels.witness import Layer
@@ -83,6 +86,12 @@ def test_a_view_that_is_made_otherwise_here_is_told_with_its_layer(
     (line,) = what_is_wrong([sheet])
     assert line.startswith("tar 0, row 2, view 1: unlike its witness; the first layer that")
     assert "differ from the witness" in draw_sheets([sheet])
+    commit = cache.commit(Span(0, 0))
+    (cache.path / Span(0, 0).commit_name).unlink()
+    write_commit(cache.folder, replace(commit, versions={"kdcache": "\x1b[31m"}))
+    seen.cache.forget()
+    (sheet,) = make_sheets(seen, tar=0, rows=[2], views=[1])
+    assert "kdcache \\x1b[31m there" in sheet.reason
 
 
 def test_a_student_that_sees_other_pixels_than_the_renderer_makes_is_shown(

@@ -168,7 +168,7 @@ def test_odd_files_of_a_run_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
     assert "3 stored views, each used 3.33e+11 times" in words
     assert "went on from step \\ud800\\n, " in words
     (note,) = sections["Classes"].paragraphs
-    assert note.startswith("classes.csv cannot be read beyond 1 lines: field larger than")
+    assert note.startswith("classes.csv cannot be read beyond line 1: field larger than")
 
 
 def test_hostile_settings_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ def test_settings_that_no_run_has_are_refused(tmp_path: Path, text: str, words: 
 def test_settings_are_of_the_very_kind_and_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="says no epochs"):
         read_run(write_run(tmp_path / "run", [], epochs=True))
+    (tmp_path / "run/metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "run/metrics.jsonl")
+    (tmp_path / "run/config.json").write_text(json.dumps(SETTINGS))
+    assert read_run(tmp_path / "run").lines == ()
     (tmp_path / "run/config.json").unlink()
     os.mkfifo(tmp_path / "run/config.json")
     with pytest.raises(CorruptError, match="not a regular file"):
