@@ -62,8 +62,8 @@ teacher: $(TEACHER_RUN)/student.safetensors ## fine-tune a teacher on your class
 $(TEACHER_RUN)/student.safetensors: | pack
 	$(KDCACHE) train --learn labels --recipe $(TEACHER_RECIPE) --data $(DATA) \
 	  --student $(TEACHER) $(if $(PRETRAINED),--init $(PRETRAINED)) --epochs $(TEACHER_EPOCHS) \
-	  --batch-size $(BATCH) --learning-rate 1e-4 --out $(TEACHER_RUN) --resume
-	$(if $(HAS_VAL),$(KDCACHE) teacher check $(TEACHER) --weights $@ --data $(VAL_DATA) --recipe $(VAL_RECIPE))
+	  --batch-size $(BATCH) --learning-rate 1e-4 $(if $(HAS_VAL),--val-data $(VAL_DATA)) \
+	  --out $(TEACHER_RUN) --resume
 
 plan: $(DATA)/dataset.json $(WEIGHTS) ## say what the targets will cost
 	$(KDCACHE) plan $(TEACHING) $(PLAN_ARGS)

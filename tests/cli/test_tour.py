@@ -7,28 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdcache.errors import KdcacheError
 from kdcache.recipe.schema import load_recipe
 from tests import tiny
 from tests.cli.conftest import Outcome, Run
-from tests.cli.making import ROOT, TEACHER, write_weights
+from tests.cli.making import ROOT
 from tests.docs.blocks import find_blocks, lines_of, words_of
+from tests.student import nets
 
 README = (ROOT / "README.md").read_text()
 STUDENT = "tests.student.nets:small"
 
 # What stands in for networks that take minutes.
 INSTEAD = {
-    "torchvision:resnet50": TEACHER,
+    "torchvision:resnet50": STUDENT,  # the teacher is a student, too: of labels
     "torchvision:resnet18": STUDENT,
+    "20": "1",
     "48": "2",
 }
 MORE = {
     "train": ["--batch-size", "8"],
     "eval": ["--student", STUDENT],  # code is imported only when it is named
     "export": ["--student", STUDENT],
-    "verify": ["--teacher", "0.1", "--spec", TEACHER, "--weights", "teacher.safetensors"],
+    "verify": [
+        *("--teacher", "0.1", "--spec", STUDENT),
+        *("--weights", "build/teacher/student.safetensors"),
+    ],
 }
 
 
@@ -45,7 +51,7 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
 ) -> None:
     tiny.write_images(place / "photos/train", 20)
     tiny.write_images(place / "photos/val", 7, seed=1)
-    write_weights(place / "teacher.safetensors")
+    save_file(nets.small(7).state_dict(), "pretrained.safetensors")
     outcomes: dict[str, list[Outcome]] = {}
     for line in lines_of("README.md", heading="Five minutes with your own photos"):
         words = words_of(line)
@@ -54,7 +60,7 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
         outcome = kdcache(*arguments, *MORE.get(words[1], []), "--json")
         assert outcome.code == 0, (words, outcome.stderr)
         outcomes.setdefault(words[1], []).append(outcome)
-    assert list(outcomes) == ["pack", "precompute", "inspect", "verify", "train", "eval", "export"]
+    assert list(outcomes) == ["pack", "train", "precompute", "inspect", "verify", "eval", "export"]
 
     packed = [outcome.value for outcome in outcomes["pack"]]
     assert [(value["samples"], value["tars"], value["num_classes"]) for value in packed] == [
@@ -71,7 +77,9 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
     assert verified["replay"] == {"blocks": 1, "differing": []}
     assert verified["teacher"]["same"] is True
     assert verified["teacher"]["rows"] > 0
-    trained, measured = outcomes["train"][0].value, outcomes["eval"][0].value
+    taught, trained = (outcome.value for outcome in outcomes["train"])
+    measured = outcomes["eval"][0].value
+    assert (taught["epoch"], taught["val_samples"]) == (1, 7)
     assert (trained["epoch"], trained["reuse"], trained["val_samples"]) == (2, 2 / 24, 7)
     assert measured["samples"] == 7
     for name in ("top1", "kl_nats", "agreement"):
@@ -82,8 +90,8 @@ def test_the_five_minute_tour_runs_from_photos_to_a_measured_student(
     for name in ("precompute", "train"):  # what people read goes elsewhere
         assert outcomes[name][0].stderr.count("\n") >= 1
     assert "3 spans of 8 views to do" in outcomes["precompute"][0].stderr
-    assert "2 of 24 stored views, each used once" in outcomes["train"][0].stderr
-    assert "epoch 2/2: loss " in outcomes["train"][0].stderr
+    assert "2 of 24 stored views, each used once" in outcomes["train"][1].stderr
+    assert "epoch 2/2: loss " in outcomes["train"][1].stderr
 
 
 def test_the_loop_of_the_readme_runs(place: Path) -> None:
