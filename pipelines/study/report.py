@@ -14,7 +14,7 @@ from kdcache.report.page import Section, render_page, template_source
 from pipelines.study import figures, sentences, tables, verdicts
 from pipelines.study.markdown import render_markdown
 from pipelines.study.summary import FEWEST, budgets, distinct, in_order, select
-from pipelines.study.words import listed, number
+from pipelines.study.words import counted, listed, number
 
 TITLE = "Is a good teacher patient and consistent? A study on handwritten digits"
 PAPER = "Beyer et al., “Knowledge distillation: a good teacher is patient and consistent” (2022)"
@@ -129,7 +129,7 @@ def _done(result: Mapping[str, Any]) -> list[str]:
         "temperature 1, how often it agrees with the teacher, and accuracy. "
         + sentences.teachers_are(result["teachers"]),
         f"Stored views, encodings, wrong replays and the small teacher are side studies, of "
-        f"{len(design['side_seeds'])} seeds, the side seeds; all else has "
+        f"{counted(len(design['side_seeds']), 'seed')}, the side seeds; all else has "
         f"{len(design['seeds'])}.",
         f"Made by {result['command']} on {result['date']}{commit}, in "
         f"{result['seconds'] / 60:.0f} minutes on {where}; {versions}.",
@@ -312,8 +312,9 @@ def _small_teacher(result: Mapping[str, Any]) -> list[Section]:
 
 def _tuning(result: Mapping[str, Any]) -> list[str]:
     design = result["design"]
+    seeds = counted(len(design["tuning_seeds"]), "seed")
     return [
-        f"The lowest mean KL on validation digits over {len(design['tuning_seeds'])} seeds of "
+        f"The lowest mean KL on validation digits over {seeds} of "
         f"{number(design['tuning_epochs'])} epochs. {sentences.at_edges(result['tuned'], design)}"
     ]
 
@@ -325,10 +326,11 @@ def _limits(result: Mapping[str, Any]) -> list[str]:
     return [
         f"One data set, of digits of 8 by 8 pixels; one student, of "
         f"{number(design['student_parameters'])} parameters: nothing here speaks for larger ones.",
-        f"Intervals are Student's t over {few} seeds, of {FEWEST} or more: they hold the mean in "
-        "95% of cases where seeds spread normally, in 88% (5 seeds) and 90% (10) where they are as "
-        "skewed as an exponential law. Percentile bootstrap intervals would hold it in 83% and 90% "
-        "even where they spread normally; these stand beside them in digits.json.",
+        f"Seeds of each mean: {few}. Intervals, Student's t, stand where there are {FEWEST} "
+        "or more: they hold the mean in 95% of cases where seeds spread normally, in 88% (5 seeds) "
+        "and 90% (10) where they are as skewed as an exponential law. Percentile bootstrap "
+        "intervals would hold it in 83% and 90% even where they spread normally; these stand "
+        "beside them in digits.json.",
         "All seeds draw their splits from the same 1,797 digits: what one tests on, others learn "
         "or were tuned on. All arms share this, and the seeds are not wholly independent.",
         "Only the registered tests are corrected for their number. What else separates, falls, "

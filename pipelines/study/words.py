@@ -67,6 +67,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.6g}"
 
 
+def counted(count: int, name: str) -> str:
+    """Return how many there are of what a name, of one, says."""
+    return f"{number(count)} {name}{'' if count == 1 else 's'}"
+
+
 def capital(text: str) -> str:
     """Return a sentence with its first letter large."""
     return text[:1].upper() + text[1:]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from kdcache.report.figures import Picture
 from kdcache.report.page import Section
-from pipelines.study import figures, sentences, tables, verdicts, words
+from pipelines.study import figures, sentences, tables, words
 from pipelines.study.markdown import render_markdown
-from pipelines.study.report import json_text, make_sections, write_results
+from pipelines.study.report import json_text, make_sections, style_name, write_results
 from pipelines.study.summary import Estimate, difference, mean_over_seeds, select
+from tests.cli.making import ROOT
 from tests.pipelines.study_result import ARMS, BUDGETS, make_result
 
 HOLDING, FAILING = make_result(holds=True), make_result(holds=False)
@@ -79,6 +81,10 @@ def test_numbers_have_true_minus_signs_and_no_negative_zero() -> None:
     assert [words.number(n) for n in (3000, 0.0001, None)] == ["3,000", "0.0001", "–"]
 
 
+def test_one_is_counted_without_an_s() -> None:
+    assert [words.counted(n, "seed") for n in (1, 2, 3000)] == ["1 seed", "2 seeds", "3,000 seeds"]
+
+
 def test_names_are_listed_and_arms_quoted_unless_they_are_all() -> None:
     assert [words.listed(["a", "b", "c"][:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
     assert words.arms_named(["a", "b, c"], of=3) == "“a” and “b, c”"
@@ -117,69 +123,6 @@ def test_patience_pays_costs_or_does_neither_as_the_seeds_have_it() -> None:
     ]
     assert sentences.patience(runs, short=1, long=2) == (
         "From 1 to 2 epochs the KL falls for “a”; it rises for “b”; it does not separate for “c”."
-    )
-
-
-def _test(**changes: Any) -> dict[str, Any]:
-    return {**HOLDING["tests"][0], **changes}
-
-
-def test_a_claim_separates_is_contradicted_or_undecided() -> None:
-    assert verdicts.finding(_test(separates=True)) == "separates"
-    assert verdicts.finding(_test(separates=False, low=0.1, high=0.2)) == "undecided"
-    assert verdicts.finding(_test(separates=False, contradicted=True)) == "contradicted"
-    beside = _test(separates=True, registered=False, difference=0.1)
-    assert verdicts.finding(beside) == "separates: fixed is lower"
-    assert verdicts.finding({**beside, "separates": False}) == "does not separate"
-    assert verdicts.hypothesis(beside) == "consistent against fixed"
-
-
-def test_tests_that_do_not_separate_are_named() -> None:
-    one, other = _test(name="a"), _test(name="b", separates=False, difference=0.01, p_holm=0.3)
-    beside = _test(separates=False, registered=False)
-    assert verdicts.tests_found([one, _test(name="c"), beside]) == (
-        "Of 2 registered comparisons, all separate, by paired t tests with Holm's correction."
-    )
-    assert verdicts.tests_found([one, other, beside]) == (
-        "Of 2 registered comparisons, 1 separates and 1 is undecided, by paired t tests with "
-        "Holm's correction. Not separating: consistent < fixed after 3,000 epochs (+0.010 nats, "
-        "p = 0.300, undecided)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    [
-        ("ss", "is shown: all separate."),
-        ("su", "is not shown: 1 separates and 1 is undecided. Undecided: “y”."),
-        ("uu", "is not shown: 0 separate and 2 are undecided. Undecided: all 2 arms."),
-        (
-            "cu",
-            "is contradicted for 1 of 2 arms, whose KL is the higher (weakest for “x”: p = 0.040, "
-            "two-sided, corrected); undecided for “y”.",
-        ),
-    ],
-)
-def test_a_claim_is_shown_if_all_its_comparisons_separate(found: str, said: str) -> None:
-    parts = [
-        _test(
-            name="worst", better=arm, separates=one == "s", contradicted=one == "c",
-            p_two_sided_holm=0.04,
-        )
-        for arm, one in zip("xy", found, strict=True)
-    ]  # fmt: skip
-    (claim,) = verdicts.claims_found({**HOLDING, "tests": [*parts, _test()]})
-    assert claim.startswith(f"The claim “worst” {said} By mean KL function matching is number 1 ")
-    assert "Not separating" not in verdicts.tests_found([*parts, _test()])
-
-
-def test_beside_a_claim_stands_where_its_settings_were_tuned() -> None:
-    inner = {"learning_rate": 0.01, "temperature": None, "weight_decay": 0.0}
-    edge = {**inner, "learning_rate": 0.03}
-    said = "Settings were tuned at 600 epochs alone"
-    assert verdicts.tuned_elsewhere({"a": inner}, HOLDING["design"]) == f"{said}."
-    assert verdicts.tuned_elsewhere({"a": inner, "b": edge}, HOLDING["design"]) == (
-        f"{said}, many at the edge of the grid: learning rate of 1 of 2 arms."
     )
 
 
@@ -394,6 +337,21 @@ def test_the_page_and_the_text_say_what_was_run(folder: Path) -> None:
             assert part in text
 
 
+def test_the_decision_that_a_report_names_says_where_tests_were_registered(folder: Path) -> None:
+    text = (folder / "digits.md").read_text()
+    assert text.count("[docs/decisions.md, number 84](../decisions.md)") == 1
+    decisions = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    (decision,) = re.findall(r"^84\. .*?(?=^85\. )", decisions, re.MULTILINE | re.DOTALL)
+    assert "What was registered stands in pipelines/study/design.py" in decision
+
+
+def test_a_wide_table_of_the_page_shows_that_it_goes_on(folder: Path) -> None:
+    page = (folder / "digits.html").read_text()
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    assert ".scroll { background:" in style
+    assert f"style-src 'sha256-{style_name(style)}';" in page
+
+
 def _said(result: dict[str, Any]) -> str:
     return " ".join(text for section in make_sections(result) for text in section.paragraphs)
 
@@ -433,7 +391,10 @@ def test_a_trial_of_one_seed_and_budget_is_reported(tmp_path: Path) -> None:
     unknown = {"low": None, "high": None, "p": None, "p_holm": None, "separates": False}
     found = [{**test, **unknown} for test in one["tests"]]
     write_results({**one, "runs": runs, "tests": found, "quick": True}, tmp_path)
-    assert "nan" not in (tmp_path / "digits.md").read_text()
+    text = (tmp_path / "digits.md").read_text()
+    assert "nan" not in text
+    assert " 1 seeds" not in text
+    assert "decisions.md)" not in text  # it does not lie beside a trial
 
 
 def test_markdown_takes_text_as_it_is() -> None:
