@@ -25,6 +25,7 @@ from kdcache.student.optim import make_optimizers, make_schedules
 from kdcache.targets.target import SparseTarget
 from pipelines.demo import GREY
 from pipelines.digits import DigitNet
+from pipelines.study.design import Setting
 
 _BETAS = (0.9, 0.999)  # torch's of AdamW, and so the library's
 _EPSILON = 1e-8
@@ -53,15 +54,6 @@ class Lesson:
             self.target.log_tail_N[taught][rows_B],
         )
         return self.pixels_VRHW[view][rows_B], target
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is tuned of a student. temperature: of the KL; None where labels teach."""
-
-    learning_rate: float
-    temperature: float | None
-    weight_decay: float
 
 
 class Bank:

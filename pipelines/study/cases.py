@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Literal, NamedTuple
 
-from pipelines.study.bank import Setting
-from pipelines.study.design import ARMS, FAULTS, Arm, Design, Fault
+from pipelines.study.design import ARMS, FAULTS, Arm, Design, Fault, Setting
 
 Section = Literal["tuning", "runs", "views", "encodings", "wrong_replay", "small_teacher"]
 _MOST = 10  # more students at once are slower: their activations leave the caches

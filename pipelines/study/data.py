@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,19 +23,20 @@ from kdcache.recipe.plan import mixing_partners
 from kdcache.replay.formats import TargetFormat
 from kdcache.replay.open import replay_stream
 from kdcache.replay.stream import StreamOptions
+from kdcache.student.config import make_config
 from kdcache.student.folder import WEIGHTS
+from kdcache.student.loop import train
+from kdcache.student.setup import make_run
 from kdcache.student.sources import Sources
 from kdcache.targets.target import Fields, SparseTarget
 from pipelines.demo import GREY, TEACHER, Demo, pack_digits, precompute
 from pipelines.digits import NUM_CLASSES, load_split
+from pipelines.study.design import NUM_VALIDATION, Part
 
-NUM_VALIDATION = 300  # of the 797 digits that neither teacher nor student sees; the rest test
-NUM_TEST = 497
 _SPAN_VIEWS = 100  # at most; commits cost as much as the teacher where a span has 8 views
 _VIEWS_PER_LOAD = 20  # at most; images are read once for so many views
 
 Pupils = Literal["teacher", "student"]  # whose digits the teacher learns from
-Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +161,31 @@ class Source:
         weights = demo.out / "runs/teacher" / WEIGHTS
         if not weights.exists():
             shutil.rmtree(weights.parent, ignore_errors=True)
-            sources = Sources(demo.data(self.pupils), recipe=demo.recipe("funmatch"))
-            epochs = {"epochs": demo.teacher_epochs, "save_every": demo.teacher_epochs}
-            demo.train("teacher", "teacher", sources, **TEACHER, **epochs, learn="labels")
+            self._train_teacher(weights.parent)
         return load_teacher("pipelines.digits:teacher", weights, preprocessing=GREY)
+
+    def _train_teacher(self, folder: Path) -> None:
+        """Train the teacher in a folder, telling which one it is."""
+        most = self.teacher_epochs
+        config = make_config(
+            student="pipelines.digits:teacher",
+            seed=self.seed,
+            num_workers=0,
+            learn="labels",
+            epochs=most,
+            save_every=most,
+            **vars(GREY),
+            **TEACHER,
+        )
+        name = f"seed {self.seed}: {'small teacher' if self.pupils == 'student' else 'teacher'}"
+
+        def report(metrics: dict[str, Any]) -> None:
+            done = metrics["epoch"]
+            if done % max(most // 4, 1) == 0 and done < most:
+                print(f"          {name}: epoch {done} of {most}", flush=True)
+
+        sources = Sources(self.demo.data(self.pupils), recipe=self.demo.recipe("funmatch"))
+        train(make_run(config, sources, folder=folder), report=report)
 
     def cache(
         self, recipe: str, *, views: int, part: str = "student", encoding: str | None = None

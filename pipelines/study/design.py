@@ -5,9 +5,10 @@ seeds of 200 and above alone, which the study has not.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pipelines.digits import DigitNet
+if TYPE_CHECKING:
+    from pipelines.digits import DigitNet
 
 Arm = Literal[
     "labels",
@@ -36,6 +37,9 @@ ARMS: dict[Arm, str] = {
     "function matching": "sees mixed heavy crops, learns the prediction on that very mixed image",
 }
 
+NUM_VALIDATION = 300  # of the 797 digits that neither teacher nor student sees; the rest test
+NUM_TEST = 497
+Part = Literal["validation", "test"]  # of the digits that students are measured on
 Fault = Literal["none", "seed shifted by one", "crop moved by one pixel", "partner swapped"]
 # The arm whose replay is wrong, by its recipe, and in which ways it can be.
 FAULTS: dict[str, tuple[Arm, tuple[Fault, ...]]] = {
@@ -45,6 +49,15 @@ FAULTS: dict[str, tuple[Arm, tuple[Fault, ...]]] = {
     ),
     "consistent": ("consistent", ("none", "seed shifted by one", "crop moved by one pixel")),
 }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned of a student. temperature: of the KL; None where labels teach."""
+
+    learning_rate: float
+    temperature: float | None
+    weight_decay: float
 
 
 class Comparison(NamedTuple):
@@ -151,6 +164,8 @@ QUICK = Design(
 )
 
 
-def student() -> DigitNet:
+def student() -> "DigitNet":
     """Return the student: 14,458 parameters, as the demo's, pooled earlier for speed."""
+    from pipelines.digits import DigitNet  # torch, for which a report alone need not wait
+
     return DigitNet((16, 32, 32), pooled=(0, 1))

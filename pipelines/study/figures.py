@@ -1,7 +1,7 @@
 """Pictures of the study. A group's colour is the same in all; its variants differ in dashes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdcache.report.figures import COLOURS, GREY, Dash, Line, Picture, Scale, lines_svg
@@ -22,7 +22,7 @@ ARMS: dict[str, tuple[str, Dash, str]] = {
     "function matching": (BLUE, "-", "o"),
 }
 DASHES: tuple[Dash, ...] = ("-", "--", ":", "-.")
-DECADES: tuple[float, ...] = (1, 10, 100, 1000)
+DECADES = (1, 10, 100, 1000)
 KL = Scale("Test KL to the teacher, nats", is_log=True)
 
 
@@ -41,29 +41,35 @@ def arms(runs: Sequence[Row]) -> Picture:
 
 
 def views(rows: Sequence[Row], *, reuse: bool) -> Picture:
-    """Return the KL against stored views; a live teacher has one for each epoch.
+    """Return the KL against stored views; all lines end at the right in a live teacher.
 
-    reuse: against the uses of each view in its place.
+    reuse: against the uses of each view in their place, the most at the left.
     """
     lengths = budgets(rows)
+    counts = [count for (count,) in distinct(rows, "views") if count is not None]
+    live = 1 if reuse else 4 * max(counts, default=1)  # where the live teacher stands
     lines = []
     for mixed, epochs in distinct(rows, "mixed", "epochs"):
         there = select(rows, mixed=mixed, epochs=epochs)
-        found = {}
-        for (views,) in distinct(there, "views"):
-            stored = epochs if views is None else views
-            found[epochs / stored if reuse else stored] = select(there, views=views)
-        at = sorted(found)
+        parts = {
+            live if count is None else count / epochs if reuse else count: select(
+                there, views=count
+            )
+            for (count,) in distinct(there, "views")
+        }
+        at = sorted(parts)
         colour, mark = (BLUE, "o") if mixed else (GREEN, "s")
         dash = DASHES[lengths.index(epochs) % len(DASHES)]
-        name = kind_of_views(mixed) + (f", {number(epochs)}" if len(lengths) > 1 else "")
-        parts = [found[place] for place in at]
-        lines.append(_line(name, at, parts, colour=colour, mark=mark, dash=dash))
-    ticks = {place: number(place) for place in DECADES if place <= lengths[-1]}
+        name = kind_of_views(mixed) + (f", {number(epochs)} epochs" if len(lengths) > 1 else "")
+        own = [parts[place] for place in at]
+        lines.append(_line(name, at, own, colour=colour, mark=mark, dash=dash))
     if reuse:
-        x = Scale("uses of each stored view (1: live)", is_log=True, ticks=ticks)
-        return _picture("digits-reuse", lines, x=x)
-    x = Scale("stored views (last point: live, one an epoch)", is_log=True, ticks=ticks)
+        label = "uses of each stored view (1: live)"
+        ticks = {1 / place: number(place) for place in DECADES if place <= lengths[-1]}
+        x = Scale(label, is_log=True, ticks=ticks)
+        return _picture("digits-reuse", lines, x=x, show=lambda place: number(1 / place))
+    ticks = {place: number(place) for place in DECADES if place <= max(counts, default=1)}
+    x = Scale("stored views (live: one an epoch)", is_log=True, ticks={**ticks, live: "live"})
     return _picture("digits-views", lines, x=x)
 
 
@@ -96,11 +102,13 @@ def _line(name: str, x: Sequence[float], parts: Sequence[Sequence[Row]], **style
     return Line(name, x, y, low=low, high=high, **style)
 
 
-def _picture(name: str, lines: Sequence[Line], *, x: Scale) -> Picture:
+def _picture(
+    name: str, lines: Sequence[Line], *, x: Scale, show: Callable[[float], str] = number
+) -> Picture:
     """Return a picture of KLs, with each line's first and last values in words."""
 
     def place(value: float) -> str:
-        return (x.ticks or {}).get(value, f"{value:,.3g}").replace("\n", ", ")
+        return (x.ticks or {}).get(value, show(value)).replace("\n", ", ")
 
     said = [
         f"{line.name}: {nats(line.y[0])} at {place(line.x[0])}, "

@@ -2,17 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from math import isnan
 from statistics import mean
 from typing import Any
 
-from pipelines.study.bank import Setting
 from pipelines.study.cases import grid
-from pipelines.study.design import ARMS, FAULTS, Arm, Comparison, Design
-from pipelines.study.statistics import LEVEL, equivalence_test, holm, paired_test
+from pipelines.study.design import ARMS, FAULTS, Arm, Comparison, Design, Setting
+from pipelines.study.statistics import (
+    LEVEL,
+    Paired,
+    equivalence_test,
+    holm,
+    p_of_ratio,
+    paired_test,
+)
+from pipelines.study.summary import bootstrap, distinct, estimate, select
 
 Row = dict[str, Any]
 _MEASURES = ("kl", "agreement", "accuracy")
+RATIO_MARGIN = 0.1  # not registered: the registered one is wide beside the low KL of long training
 
 
 def choose(design: Design, rows: Sequence[Row]) -> dict[Arm, tuple[Setting, float]]:
@@ -45,6 +54,7 @@ def findings(
     return {
         "tuned": {arm: asdict(setting) | {"kl": kl} for arm, (setting, kl) in tuned.items()},
         "runs": list(runs),
+        "intervals": intervals(runs),
         "tests": make_tests(design, runs),
         "views": views,
         "equivalence": [
@@ -58,11 +68,44 @@ def findings(
     }
 
 
+def intervals(runs: Sequence[Row]) -> list[Row]:
+    """Return the means that the report shows with Student's interval, and the bootstrap's."""
+    rows = []
+    for (arm, epochs), measure in product(distinct(runs, "arm", "epochs"), _MEASURES):
+        values = tuple(row[measure] for row in select(runs, arm=arm, epochs=epochs))
+        t, resampled = estimate(values), bootstrap(values)
+        rows.append(
+            {
+                "arm": arm,
+                "epochs": epochs,
+                "measure": measure,
+                "mean": t.mean,
+                "low": _known(t.low),
+                "high": _known(t.high),
+                "bootstrap_low": _known(resampled.low),
+                "bootstrap_high": _known(resampled.high),
+            }
+        )
+    return rows
+
+
+def _known(value: float) -> float | None:
+    """Return an end of an interval; None where there are too few seeds for one."""
+    return None if isnan(value) else value
+
+
+def _columns(found: Paired) -> Row:
+    return {**found._asdict(), "low": _known(found.low), "high": _known(found.high)}
+
+
 def make_tests(design: Design, runs: Sequence[Row]) -> list[Row]:
     """Return the registered comparisons, corrected for together, and those beside them."""
     registered = [_test(design, runs, c, registered=True) for c in design.registered]
     for row, p in zip(registered, holm([row["p"] for row in registered]), strict=True):
         row["p_holm"], row["separates"] = p, p < LEVEL
+    two_sided = [2 * min(row["p"], 1 - row["p"]) for row in registered]
+    for row, p in zip(registered, holm(two_sided), strict=True):
+        row["p_two_sided_holm"], row["contradicted"] = p, row["difference"] > 0 and p < LEVEL
     return registered + [_test(design, runs, c, registered=False) for c in design.beside]
 
 
@@ -72,12 +115,17 @@ def _test(design: Design, runs: Sequence[Row], comparison: Comparison, *, regist
         [kl[arm, seed] for seed in design.seeds] for arm in (comparison.better, comparison.worse)
     )
     found = paired_test(better, worse, one_sided=registered)
+    resampled = bootstrap(tuple(ours - theirs for ours, theirs in zip(better, worse, strict=True)))
     return {
         **comparison._asdict(),
         "pairs": len(better),
-        **found._asdict(),
+        **_columns(found),
+        "bootstrap_low": _known(resampled.low),
+        "bootstrap_high": _known(resampled.high),
         "p_holm": None,
         "separates": found.p < LEVEL,
+        "p_two_sided_holm": None,
+        "contradicted": False,
         "registered": registered,
     }
 
@@ -110,23 +158,45 @@ def equivalence(design: Design, views: Sequence[Row], *, mixed: bool, epochs: in
     """Return how many stored views are as good as live, within the margin.
 
     smallest_views: the fewest that are equivalent with all larger counts; None for none.
+    smallest_views_ratio: so, where the KL must be within RATIO_MARGIN of the live one.
     """
     kl: dict[int | None, list[float]] = {}
     for r in sorted(views, key=lambda r: r["seed"]):
         if r["mixed"] == mixed and r["epochs"] == epochs:
             kl.setdefault(r["views"], []).append(r["kl"])
     rows: list[Row] = []
-    smallest = None
-    for count in sorted((c for c in kl if c is not None), reverse=True):
+    for count in sorted(c for c in kl if c is not None):
         found = equivalence_test(kl[count], kl[None], margin=design.margin_nats)
-        rows.insert(0, {"views": count, **found._asdict(), "equivalent": found.p < LEVEL})
-        if all(row["equivalent"] for row in rows):
-            smallest = count
+        p_ratio = p_of_ratio(kl[count], kl[None], margin=RATIO_MARGIN)
+        rows.append(
+            {
+                "views": count,
+                **_columns(found),
+                "equivalent": found.p < LEVEL,
+                "ratio": mean(kl[count]) / mean(kl[None]),
+                "p_ratio": p_ratio,
+                "equivalent_ratio": p_ratio < LEVEL,
+            }
+        )
+    smallest = _smallest(rows, "equivalent")
     return {
         "mixed": mixed,
         "epochs": epochs,
         "margin": design.margin_nats,
         "smallest_views": smallest,
         "reuse": None if smallest is None else epochs / smallest,
+        "live_kl": mean(kl[None]),
+        "ratio_margin": RATIO_MARGIN,
+        "smallest_views_ratio": _smallest(rows, "equivalent_ratio"),
         "rows": rows,
     }
+
+
+def _smallest(rows: Sequence[Row], name: str) -> int | None:
+    """Return the views of the first row from which on all are equivalent."""
+    smallest = None
+    for row in reversed(rows):
+        if not row[name]:
+            break
+        smallest = row["views"]
+    return smallest

@@ -1,7 +1,7 @@
 """What the study found, told from its numbers alone; pure.
 
-No sentence assumes a result: each has a form for what holds and one for what does not. "Clear"
-means that a 95% interval over the seeds leaves zero out.
+No sentence assumes a result: each has a form for what holds and one for what does not. What
+"separates" has a 95% interval over the seeds that leaves zero out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from pipelines.study.summary import (
     budgets,
     difference,
     distinct,
-    estimate_of,
     mean_over_seeds,
     select,
 )
@@ -23,15 +22,14 @@ from pipelines.study.words import (
     listed,
     nats,
     number,
-    p_value,
     percent,
     points,
+    share,
     signed_nats,
     with_interval,
 )
 
 FUNCTION_MATCHING = "function matching"
-SEPARATES, NOT_SEPARATES = "separates", "does not separate"
 GRIDS = ("learning_rate", "temperature", "weight_decay")
 
 
@@ -55,12 +53,20 @@ def best_and_worst(runs: Sequence[Row], epochs: int) -> str:
 
 def places(runs: Sequence[Row], arm: str) -> str:
     """Say an arm's place among all after each number of epochs."""
-    said = []
-    for epochs in budgets(runs):
-        order = [name for name, _ in ranking(runs, epochs)]
-        if arm in order:
-            said.append(f"{order.index(arm) + 1} of {len(order)} after {number(epochs)} epochs")
+    said = [
+        f"{_place(runs, arm, epochs)} after {number(epochs)} epochs" for epochs in budgets(runs)
+    ]
     return f"By mean KL, {arm} is number {listed(said)}."
+
+
+def place(runs: Sequence[Row], arm: str, epochs: int) -> str:
+    """Say an arm's place among all after so many epochs."""
+    return f"By mean KL {arm} is number {_place(runs, arm, epochs)} there."
+
+
+def _place(runs: Sequence[Row], arm: str, epochs: int) -> str:
+    order = [name for name, _ in ranking(runs, epochs)]
+    return f"{order.index(arm) + 1} of {len(order)}"
 
 
 def patience(runs: Sequence[Row], *, short: int, long: int) -> str:
@@ -74,83 +80,52 @@ def patience(runs: Sequence[Row], *, short: int, long: int) -> str:
             moves[change.sign].append(arm)
     said = [
         f"{verb} for {arms_named(moves[sign], of=len(arms))}"
-        for sign, verb in ((-1, "falls"), (1, "rises"), (0, "does not change clearly"))
+        for sign, verb in ((-1, "falls"), (1, "rises"), (0, "does not separate"))
         if moves[sign]
     ]
     return f"From {number(short)} to {number(long)} epochs the KL {'; it '.join(said)}."
 
 
-def finding(test: Mapping[str, Any]) -> str:
-    """Say what a test found."""
-    if not test["separates"]:
-        other = estimate_of(test).sign > 0
-        return NOT_SEPARATES + ("; clearly the other way round" if other else "")
-    if test["registered"]:
-        return SEPARATES
-    return f"{SEPARATES}: {test['better'] if test['difference'] < 0 else test['worse']} is lower"
-
-
-def hypothesis(test: Mapping[str, Any]) -> str:
-    """Return the two arms that a test compares: one-sided where it was registered."""
-    return f"{test['better']} {'<' if test['registered'] else 'against'} {test['worse']}"
-
-
-def tests_found(tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say how many of the registered tests separate, which do not, and what claims are shown.
-
-    A claim is what several tests have as their name: all of them must separate.
-    """
-    registered = [test for test in tests if test["registered"]]
-    held = sum(test["separates"] for test in registered)
-    counted = (
-        f"Of {len(registered)} registered comparisons, "
-        f"{'all' if held == len(registered) else held} {_separate(held)} after Holm's correction."
-    )
-    missed, claims = [], []
-    for name in dict.fromkeys(test["name"] for test in registered):
-        parts = [test for test in registered if test["name"] == name]
-        if len(parts) > 1:
-            claims.append(_claim(name, [test["separates"] for test in parts]))
-        elif not parts[0]["separates"]:
-            missed.append(_missed(parts[0]))
-    said = [f"{counted} Not separating: {'; '.join(missed)}." if missed else counted]
-    return said + claims
-
-
-def _missed(test: Mapping[str, Any]) -> str:
-    return (
-        f"{hypothesis(test)} after {number(test['epochs'])} epochs "
-        f"({signed_nats(test['difference'])} nats, p = {p_value(test['p_holm'])})"
-    )
-
-
-def _claim(name: str, parts: Sequence[bool]) -> str:
-    verdict = "is shown" if all(parts) else "is not shown"
-    return (
-        f"The claim “{name}” {verdict}: {sum(parts)} of its {len(parts)} comparisons "
-        f"{_separate(sum(parts))}."
-    )
-
-
-def _separate(count: int) -> str:
-    return SEPARATES if count == 1 else "separate"
-
-
 def enough_views(equivalence: Sequence[Mapping[str, Any]], *, mixed: bool) -> str:
-    """Say how many stored views, mixed or not, are as good as a live teacher."""
+    """Say how many stored views, mixed or not, come how near to a live teacher."""
     parts = [part for part in equivalence if part["mixed"] == mixed]
     said = []
     for part in parts:
-        views, epochs = part["smallest_views"], f"in {number(part['epochs'])} epochs"
-        if views is None:
-            most = max((row["views"] for row in part["rows"]), default=0)
-            said.append(f"no number up to {number(most)} {epochs}")
-        else:
-            said.append(f"{number(views)} {epochs} ({part['reuse']:.3g} uses of each)")
+        enough = fewest(part, part["smallest_views"])
+        if part["smallest_views"] is not None:
+            enough += f" ({above_live(part)})"
+        said.append(f"{enough} in {number(part['epochs'])} epochs")
+    stricter = [
+        f"{fewest(part, part['smallest_views_ratio'])} in {number(part['epochs'])}"
+        for part in parts
+    ]
     return (
         f"{capital(kind_of_views(mixed))} views from which on the KL is shown to be within "
         f"{listed(sorted({number(part['margin']) for part in parts}))} nats of a live teacher's: "
-        f"{'; '.join(said)}."
+        f"{'; '.join(said)}. Within {share(parts[0]['ratio_margin'])} of it: {listed(stricter)}."
+    )
+
+
+def above_live(part: Mapping[str, Any]) -> str:
+    """Return by how much the KL of the fewest views is above a live teacher's."""
+    row = next(row for row in part["rows"] if row["views"] == part["smallest_views"])
+    return f"{signed_nats(row['difference'])} nats, {row['ratio']:.2f} times"
+
+
+def fewest(part: Mapping[str, Any], views: int | None) -> str:
+    """Return a number of views; where none is shown to be enough, up to which it is not."""
+    most = max((row["views"] for row in part["rows"]), default=0)
+    return f"not reached by {number(most)}" if views is None else number(views)
+
+
+def margins_are(equivalence: Sequence[Mapping[str, Any]]) -> str:
+    """Say where the margins come from, and how wide the first one is."""
+    part = max(equivalence, key=lambda part: (part["epochs"], part["mixed"]))
+    return (
+        f"The margin of {number(part['margin'])} nats was named with the task, before any run. It "
+        f"is {share(part['margin'] / part['live_kl'])} of the KL of {kind_of_views(part['mixed'])} "
+        f"views with a live teacher after {number(part['epochs'])} epochs, so it is wide there; "
+        f"the margin of {share(part['ratio_margin'])} was added after the results were seen."
     )
 
 
@@ -206,7 +181,7 @@ def replay_found(rows: Sequence[Row], recipe: str) -> str:
 
 
 def _costs(costs: Sequence[tuple[str, Estimate]]) -> str:
-    """Say which costs are clear, dearest first, which are none, and which are gains."""
+    """Say which costs separate, dearest first, which do not, and which are gains."""
     told = {sign: [pair for pair in costs if pair[1].sign == sign] for sign in (1, 0, -1)}
     dearest = sorted(told[1], key=lambda pair: -pair[1].mean)
     said = []
@@ -214,37 +189,61 @@ def _costs(costs: Sequence[tuple[str, Estimate]]) -> str:
         prices = [f"{name} costs {with_interval(cost)} nats" for name, cost in dearest]
         said.append(listed(prices))
     if told[0]:
-        said.append(f"no clear cost shows for {listed([name for name, _ in told[0]])}")
+        said.append(f"not separating: {listed([name for name, _ in told[0]])}")
     if told[-1]:
-        said.append(f"{listed([name for name, _ in told[-1]])} is clearly better")
+        said.append(f"better: {listed([name for name, _ in told[-1]])}")
     return "; ".join(said) if said else "nothing was compared"
 
 
-def _gain(rows: Sequence[Row], arm: str) -> Estimate | None:
-    """Return by how much an arm's accuracy is above that of learning from labels."""
-    return difference(select(rows, arm=arm), select(rows, arm="labels"), measure="accuracy")
-
-
-def small_teacher_found(result: Mapping[str, Any]) -> str:
-    """Say what function matching gains over labels with a teacher of as few images, and usually."""
+def small_teacher_found(result: Mapping[str, Any]) -> list[str]:
+    """Say how good the small teacher is, and what function matching gains with it, and usually."""
     rows = result["small_teacher"]
     (epochs,) = distinct(rows, "epochs")[0]
-    small = _gain(select(rows, epochs=epochs), FUNCTION_MATCHING)
+    there = select(rows, epochs=epochs)
     seeds = {row["seed"] for row in rows}
     same = [row for row in select(result["runs"], epochs=epochs) if row["seed"] in seeds]
-    usual = _gain(same, FUNCTION_MATCHING)
-    said = [
+    gains = [
         f"{with_interval(found, points)} points {teacher}"
-        for found, teacher in ((small, "with this teacher"), (usual, "with the usual one"))
+        for found, teacher in (
+            (_above(there, "labels"), "with this teacher"),
+            (_above(same, "labels"), "with the usual one"),
+        )
         if found is not None
     ]
     images = number(result["design"]["images"])
-    start = f"This teacher learned from the student's own {images} images."
-    if not said:
-        return start
+    accuracy = with_interval(mean_over_seeds(result["small_teachers"], "accuracy"), percent)
+    said = [
+        f"This teacher learned from the student's own {images} images, and names {accuracy} per "
+        "cent of the test digits."
+    ]
+    if gains:
+        said.append(
+            f"In {number(epochs)} epochs {FUNCTION_MATCHING} is above labels in accuracy by "
+            f"{listed(gains)}. {_next_best(there)}"
+        )
+    return said
+
+
+def _above(rows: Sequence[Row], arm: str) -> Estimate | None:
+    """Return by how much function matching's accuracy is above another arm's."""
+    ours = select(rows, arm=FUNCTION_MATCHING)
+    return difference(ours, select(rows, arm=arm), measure="accuracy")
+
+
+def _next_best(rows: Sequence[Row]) -> str:
+    """Say whether function matching's accuracy is above the best of the other arms."""
+    means = {
+        arm: mean_over_seeds(select(rows, arm=arm), "accuracy").mean
+        for (arm,) in distinct(rows, "arm")
+        if arm != FUNCTION_MATCHING
+    }
+    best = max(means, key=lambda arm: means[arm])
+    gain = _above(rows, best)
+    assert gain is not None
+    verdict = {1: "above", 0: "not shown to be above", -1: "below"}[gain.sign]
     return (
-        f"{start} In {number(epochs)} epochs {FUNCTION_MATCHING} is above labels in accuracy by "
-        f"{listed(said)}."
+        f"It is {verdict} “{best}”, the most accurate of the other arms: by "
+        f"{with_interval(gain, points)} points."
     )
 
 
@@ -263,7 +262,7 @@ def at_edges(tuned: Mapping[str, Mapping[str, Any]], design: Mapping[str, Any]) 
     ends: dict[tuple[str, float], list[str]] = {}
     for name in GRIDS:
         for arm, chosen in tuned.items():
-            if chosen[name] is not None and _is_end(chosen[name], design[f"{name}_grid"]):
+            if is_end(chosen[name], design[f"{name}_grid"]):
                 ends.setdefault((name, chosen[name]), []).append(arm)
     if not ends:
         return "Every chosen setting lies inside what was tried."
@@ -274,6 +273,6 @@ def at_edges(tuned: Mapping[str, Mapping[str, Any]], design: Mapping[str, Any]) 
     return f"At an end of what was tried, so that better may lie beyond: {'; '.join(said)}."
 
 
-def _is_end(value: float, grid: Sequence[float]) -> bool:
+def is_end(value: float | None, grid: Sequence[float]) -> bool:
     """Say whether a value is the last tried on a side where there are others; none is below 0."""
-    return len(grid) > 1 and (value == max(grid) or 0 < value == min(grid))
+    return value is not None and len(grid) > 1 and (value == max(grid) or 0 < value == min(grid))

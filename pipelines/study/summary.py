@@ -6,14 +6,16 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 Row = dict[str, Any]
 Measure = Literal["kl", "agreement", "accuracy"]
+FEWEST = 4  # seeds, of which an interval says more than that they are few
 _RESAMPLES = 9999
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, and the ends of its bootstrap interval; NaN where there is one seed."""
+    """A mean over seeds, and the ends of its 95% interval; NaN where seeds are too few."""
 
     mean: float
     low: float
@@ -32,10 +34,29 @@ def estimate_of(row: Mapping[str, Any]) -> Estimate:
 
 
 @cache
-def bootstrap(values: tuple[float, ...]) -> Estimate:
-    """Return the mean of values, with its 95% interval: percentiles of the resamples' means."""
+def estimate(values: tuple[float, ...]) -> Estimate:
+    """Return the mean of values, with Student's t interval, 95%.
+
+    Of differences, it leaves zero out just where the paired t test, two-sided, has p < 0.05. A
+    bootstrap-t interval covers as well, but with 5 seeds is a third wider, and at times
+    boundless: a resample of equal values has no spread.
+    """
     sample = np.asarray(values, np.float64)
-    if len(sample) < 2:
+    mean = float(sample.mean())
+    if len(sample) < FEWEST:
+        return Estimate(mean, np.nan, np.nan)
+    reach = float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+@cache
+def bootstrap(values: tuple[float, ...]) -> Estimate:
+    """Return the mean of values, with its 95% interval: percentiles of the resamples' means.
+
+    Of normal values it holds the true mean in 83% of cases with 5 of them, 90% with 10.
+    """
+    sample = np.asarray(values, np.float64)
+    if len(sample) < FEWEST:
         return Estimate(float(sample.mean()), np.nan, np.nan)
     drawn = np.random.default_rng(0).integers(0, len(sample), (_RESAMPLES, len(sample)))
     means = sample[drawn].mean(1)
@@ -45,7 +66,7 @@ def bootstrap(values: tuple[float, ...]) -> Estimate:
 
 def mean_over_seeds(rows: Sequence[Row], measure: Measure = "kl") -> Estimate:
     """Return a measure's mean over rows, with its 95% interval."""
-    return bootstrap(tuple(row[measure] for row in rows))
+    return estimate(tuple(row[measure] for row in rows))
 
 
 def difference(
@@ -57,7 +78,7 @@ def difference(
     """
     of_others = {row["seed"]: row[measure] for row in others}
     pairs = [row[measure] - of_others[row["seed"]] for row in rows if row["seed"] in of_others]
-    return bootstrap(tuple(pairs)) if pairs else None
+    return estimate(tuple(pairs)) if pairs else None
 
 
 def bytes_per_view(rows: Sequence[Row]) -> float:

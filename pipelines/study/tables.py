@@ -6,8 +6,7 @@ from typing import Any
 from pipelines.study.sentences import (
     encoding_costs,
     encoding_name,
-    finding,
-    hypothesis,
+    fewest,
     kind_of_views,
     replay_costs,
 )
@@ -21,11 +20,14 @@ from pipelines.study.summary import (
     mean_over_seeds,
     select,
 )
+from pipelines.study.verdicts import finding, hypothesis
 from pipelines.study.words import (
+    listed,
     nats,
     number,
     p_value,
     percent,
+    share,
     signed_nats,
     with_interval,
 )
@@ -47,7 +49,16 @@ def by_budget(runs: Sequence[Row], measure: Measure) -> Table:
 
 def tests(found: Sequence[Mapping[str, Any]], *, registered: bool) -> Table:
     """Return a row for each test, of those that were registered or of the others."""
-    heads = ["KL of", "epochs", "pairs", "difference, nats", "p", "p after Holm", "finding"]
+    heads = [
+        "KL of",
+        "epochs",
+        "pairs",
+        "difference, nats",
+        "p",
+        "p after Holm",
+        "p of the opposite",
+        "finding",
+    ]
     body = [
         [
             hypothesis(test),
@@ -56,6 +67,7 @@ def tests(found: Sequence[Mapping[str, Any]], *, registered: bool) -> Table:
             with_interval(estimate_of(test), signed_nats),
             p_value(test["p"]),
             p_value(test["p_holm"]),
+            p_value(test["p_two_sided_holm"] if test["difference"] > 0 else None),
             finding(test),
         ]
         for test in found
@@ -63,7 +75,7 @@ def tests(found: Sequence[Mapping[str, Any]], *, registered: bool) -> Table:
     ]
     if registered:
         return _table(heads, body)
-    return _table(heads[:5] + heads[6:], [row[:5] + row[6:] for row in body])
+    return _table(heads[:5] + heads[7:], [row[:5] + row[7:] for row in body])
 
 
 def views(rows: Sequence[Row]) -> Table:
@@ -83,21 +95,44 @@ def views(rows: Sequence[Row]) -> Table:
     return _table(["views", *(_kind(*kind) for kind in kinds)], body)
 
 
+def enough(parts: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a row for each kind of views and budget: the fewest that are enough."""
+    margin, ratio = parts[0]["margin"], parts[0]["ratio_margin"]
+    heads = ["views", "live KL, nats", f"fewest within {number(margin)} nats", "uses of each"]
+    heads += ["above live, nats", "times live", f"fewest within {share(ratio)}"]
+    body = []
+    for part in parts:
+        views, cells = part["smallest_views"], ["", "", ""]
+        if views is not None:
+            (row,) = select(part["rows"], views=views)
+            cells = [
+                f"{part['reuse']:.3g}", signed_nats(row["difference"]), f"{row['ratio']:.2f}"
+            ]  # fmt: skip
+        body.append(
+            [
+                _kind(part["mixed"], part["epochs"]),
+                nats(part["live_kl"]),
+                fewest(part, views),
+                *cells,
+                fewest(part, part["smallest_views_ratio"]),
+            ]
+        )
+    return _table(heads, body)
+
+
 def equivalence(parts: Sequence[Mapping[str, Any]]) -> Table:
     """Return a row for each number of stored views: its KL less that of a live teacher."""
-    found = [{row["views"]: row for row in part["rows"]} for part in parts]
+    found = [{row["views"]: _above_live(row, part) for row in part["rows"]} for part in parts]
     counts = sorted({views for rows in found for views in rows}, reverse=True)
-    body = [
-        [number(views), *(_equivalent(rows[views]) if views in rows else "" for rows in found)]
-        for views in counts
-    ]
+    body = [[number(views), *(cells.get(views, "") for cells in found)] for views in counts]
     return _table(["views", *(_kind(part["mixed"], part["epochs"]) for part in parts)], body)
 
 
-def _equivalent(row: Mapping[str, Any]) -> str:
-    return with_interval(estimate_of(row), signed_nats) + (
-        " equivalent" if row["equivalent"] else ""
-    )
+def _above_live(row: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    margins = [f"{number(part['margin'])} nats"] * row["equivalent"]
+    margins += [share(part["ratio_margin"])] * row["equivalent_ratio"]
+    above = f"{with_interval(estimate_of(row), signed_nats)}, {row['ratio']:.2f} times"
+    return above + (f"; within {listed(margins)}" if margins else "")
 
 
 def _kind(mixed: bool, epochs: int) -> str:

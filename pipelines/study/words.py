@@ -23,6 +23,11 @@ def percent(value: float) -> str:
     return _shown(100 * value, "z.1f")
 
 
+def share(value: float) -> str:
+    """Return a share of one as whole per cent, with their sign."""
+    return f"{value:.0%}"
+
+
 def points(value: float) -> str:
     """Return a difference of shares with its sign, in points of a hundred."""
     return _shown(100 * value, "+z.1f")
@@ -42,7 +47,7 @@ def p_value(value: float | None) -> str:
     """Return a probability to three decimals; nothing where there is none."""
     if value is None:
         return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "<\N{NO-BREAK SPACE}0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -60,6 +65,11 @@ def arms_named(names: Collection[str], *, of: int) -> str:
 def number(value: float | None) -> str:
     """Return a setting; a dash where there is none."""
     return "–" if value is None else f"{value:,.6g}"
+
+
+def counted(count: int, name: str) -> str:
+    """Return how many there are of what a name, of one, says."""
+    return f"{number(count)} {name}{'' if count == 1 else 's'}"
 
 
 def capital(text: str) -> str:

@@ -1,11 +1,5 @@
-"""The work of one seed: its views, and its units, each kept in a file of its own.
+"""The work of one seed: its views, and its units, each kept in a file of its own."""
 
-A run that was killed goes on after the last file; a file of other settings is made anew.
-"""
-
-import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,16 +8,14 @@ from typing import Any
 import torch
 
 from kdcache.data.document import load_dataset
-from kdcache.files import write_whole
 from kdcache.targets.target import SparseTarget
 from pipelines.study.bank import Bank, Lesson, score_bank, train_bank
 from pipelines.study.cases import Case, Unit
-from pipelines.study.data import Part, Source, Table, teacher_accuracy
-from pipelines.study.design import Design, student
+from pipelines.study.data import Source, Table, teacher_accuracy
+from pipelines.study.design import Design, Part, student
 from pipelines.study.faults import wrong_pixels
+from pipelines.study.kept import Row, SeedRows, Task, keep_rows, teacher_path, unit_path
 from pipelines.study.lessons import RECIPES, make_lesson
-
-Row = dict[str, Any]
 
 
 class Views:
@@ -140,39 +132,24 @@ class Seed:
             }
         return {"arm": case.arm, **common}
 
-    def teacher(self) -> Row:
-        """Return the seed's teacher's score."""
-        return {"seed": self._seed, "accuracy": teacher_accuracy(self.views().measured)}
+    def teacher(self, small: bool) -> list[Row]:
+        """Return the row of the seed's teacher."""
+        measured = self.views(small=small).measured
+        return [{"seed": self._seed, "accuracy": teacher_accuracy(measured)}]
 
 
-def unit_path(folder: Path, unit: Unit) -> Path:
-    """Return the file that a unit's rows are kept in."""
-    return folder / "units" / f"{unit.name}.json"
-
-
-def keep_rows(path: Path, settings: Any, make: Callable[[], list[Row]]) -> list[Row]:
-    """Return the rows in a file; made, and written whole, where none of these settings is there."""
-    plain = json.loads(json.dumps(settings))
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # absent, or damaged
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["settings"] == plain:
-            rows: list[Row] = kept["rows"]
-            return rows
-    rows = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": plain, "rows": rows}, indent=1)
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-    return rows
-
-
-def run_seed(
-    design: Design, folder: Path, *, seed: int, units: Sequence[Unit], part: Part
-) -> tuple[Row, list[list[Row]]]:
-    """Return the teacher's row, and the rows of each of a seed's units; all are kept in files."""
+def run_seed(design: Design, folder: Path, task: Task) -> SeedRows:
+    """Return the rows of a task; all are kept in files."""
     torch.set_num_threads(1)  # networks this small lose by more, and other seeds have the cores
-    work = Seed(design, folder, seed, part=part)
-    teacher = folder / "units" / f"seed-{seed}-teacher.json"
-    (row,) = keep_rows(teacher, None, lambda: [work.teacher()])
-    return row, [
-        keep_rows(unit_path(folder, unit), asdict(unit), partial(work.rows, unit)) for unit in units
+    work = Seed(design, folder, task.seed, part=task.part)
+    teachers = [
+        keep_rows(teacher_path(folder, task.seed, small=small), None, partial(work.teacher, small))
+        for small in task.teachers
     ]
+    return SeedRows(
+        [row for (row,) in teachers],
+        [
+            keep_rows(unit_path(folder, unit), asdict(unit), partial(work.rows, unit))
+            for unit in task.units
+        ],
+    )

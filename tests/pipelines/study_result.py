@@ -76,6 +76,7 @@ def make_result(*, holds: bool, seeds: int = 6) -> dict[str, Any]:
         "design": {
             "budgets": list(BUDGETS),
             "seeds": list(range(seeds)),
+            "side_seeds": list(range(seeds)),
             "batch_size": 50,
             "images": 100,
             "test_images": 797,
@@ -85,12 +86,14 @@ def make_result(*, holds: bool, seeds: int = 6) -> dict[str, Any]:
             "tuning_seeds": [100, 101],
             "tuning_epochs": 600,
             "view_counts": [views for views in VIEWS if views],
+            "mild_views": 600,
             "margin_nats": MARGIN,
             "student_parameters": 14458,
             "teacher_parameters": 390890,
             "arms": {arm: f"Sees and learns what {arm} says." for arm in ARMS},
         },
         "teachers": [{"seed": seed, "accuracy": 0.97} for seed in range(seeds)],
+        "small_teachers": [{"seed": seed, "accuracy": 0.88} for seed in range(seeds)],
         "tuned": {
             arm: {
                 "learning_rate": 0.03 if arm == "fixed" else 0.01,
@@ -160,6 +163,8 @@ def _test(
         "p": 0.0004 if holds else 0.7,
         "p_holm": (0.002 if holds else 1.0) if registered else None,
         "separates": holds,
+        "p_two_sided_holm": 0.9 if registered else None,
+        "contradicted": False,
         "registered": registered,
     }
 
@@ -169,7 +174,8 @@ def _equivalence(mixed: bool, epochs: int, *, view_kl: Callable[..., float]) -> 
     for views in VIEWS:
         if views is None or views >= epochs:
             continue
-        difference = view_kl(views, mixed, epochs) - view_kl(None, mixed, epochs)
+        ours, live = view_kl(views, mixed, epochs), view_kl(None, mixed, epochs)
+        difference, ratio = ours - live, ours / live
         rows.append(
             {
                 "views": views,
@@ -178,14 +184,23 @@ def _equivalence(mixed: bool, epochs: int, *, view_kl: Callable[..., float]) -> 
                 "high": difference + 0.005,
                 "p": 0.001 if difference + 0.005 < MARGIN else 0.8,
                 "equivalent": difference + 0.005 < MARGIN,
+                "ratio": ratio,
+                "p_ratio": 0.001 if ratio < 1.05 else 0.8,
+                "equivalent_ratio": ratio < 1.05,
             }
         )
-    smallest = next((row["views"] for row in rows if row["equivalent"]), None)
+    smallest, strictly = (
+        next((row["views"] for row in rows if row[name]), None)
+        for name in ("equivalent", "equivalent_ratio")
+    )
     return {
         "mixed": mixed,
         "epochs": epochs,
         "margin": MARGIN,
         "smallest_views": smallest,
         "reuse": None if smallest is None else epochs / smallest,
+        "live_kl": view_kl(None, mixed, epochs),
+        "ratio_margin": 0.1,
+        "smallest_views_ratio": strictly,
         "rows": rows,
     }

@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,10 +16,11 @@ from kdcache.errors import UsageError
 from kdcache.files import alone
 from kdcache.identity import digest
 from pipelines import paper
-from pipelines.study import data, work
-from pipelines.study.bank import Setting
-from pipelines.study.cases import grid, seed_units, tuning_units
-from pipelines.study.design import ARMS, FULL, QUICK, Design
+from pipelines.study import data, kept, work
+from pipelines.study.cases import Unit, grid, seed_units, tuning_units
+from pipelines.study.design import ARMS, FULL, QUICK, Design, Setting
+from pipelines.study.kept import Task, unit_path
+from pipelines.study.progress import Progress
 from tests.tiny import FORK
 
 TINY = Design(
@@ -35,6 +38,7 @@ TINY = Design(
     teacher_epochs=1,
     small_teacher_epochs=1,
 )
+TUNED = {arm: grid(TINY, arm)[0] for arm in ARMS}
 SCORES = {"kl", "agreement", "accuracy"}
 
 Result = dict[str, Any]
@@ -44,7 +48,7 @@ def _run(out: Path) -> Result:
     threads = torch.get_num_threads()
     study = paper.run_study(TINY, out, workers=0)
     torch.set_num_threads(threads)
-    return paper.write_result(study, out / "results", quick=True)
+    return paper.write_result(TINY, study, out / "results", quick=True)
 
 
 def _run_apart(out: Path) -> int | None:
@@ -105,29 +109,87 @@ def test_a_study_that_was_killed_goes_on_and_ends_with_the_same_numbers(
 
 
 def test_a_study_that_is_done_is_not_trained_again(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delattr(work, "train_bank")
+    monkeypatch.delattr(work, "run_seed")
     before = _result(folders[0])
-    again = paper.run_study(TINY, folders[0], workers=0)
+    again = paper.run_study(TINY, folders[0], workers=2)
     assert again["runs"] == before["runs"]
-    assert again["seconds"] >= before["seconds"]
+    assert again["small_teachers"] == before["small_teachers"]
+    assert again["seconds"] == before["seconds"]
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"all is done, and only the report is made ({_folder(folders[0])})"]
+
+
+def _folder(out: Path) -> Path:
+    return out / digest(asdict(TINY))[:12]
+
+
+def test_a_study_says_how_much_was_done_before_and_guesses_no_rest_too_early(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [Task(0, tuple(seed_units(TINY, 0, tuned=TUNED)), "test")]
+    units = sorted(tasks[0].units, key=lambda unit: unit.passes)
+    total = sum(unit.passes for unit in units)
+
+    def done(unit: Unit) -> None:
+        path = unit_path(tmp_path, unit)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(unit_path(_folder(folders[0]), unit), path)
+
+    Progress(tmp_path, tasks).start()
+    done(units[0])
+    progress = Progress(tmp_path, tasks)
+    progress.start()
+    progress.work()
+    progress.tell()
+    for unit in units[1:-1]:
+        done(unit)
+    progress.tell()
+    starts, goes_on, _, early, late = capsys.readouterr().out.splitlines()
+    assert starts == f"starts ({tmp_path})"
+    before = f"{units[0].passes / total:.0%}"
+    assert goes_on == f"goes on: {before} was done before ({tmp_path})"
+    assert early.endswith(f"{before} of the training")
+    assert late.endswith("of the training, about 1 min left")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_study_is_stopped_without_a_word_too_much(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "pipelines.paper", "--quick", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [*command, "--workers", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("starts (")
+        assert process.stdout.readline().endswith("starting workers\n")
+        # A terminal sends Ctrl-C to the workers, too, which have just begun to start.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        assert process.stdout.read() == "stopped; the same command goes on\n"
+    assert process.returncode == code
 
 
 def test_rows_of_other_settings_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "units" / "a.json"
-    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
-    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
-    assert work.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.7}]) == [{"kl": 0.7}]
-    assert work.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.9}]) == [{"kl": 0.7}]
+    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
+    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
+    assert kept.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.7}]) == [{"kl": 0.7}]
+    assert kept.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.9}]) == [{"kl": 0.7}]
 
 
 @pytest.mark.parametrize("damaged", ["", '{"settings": {"lr": 1}', "[]", '{"rows": []}'])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(damaged)
-    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
-    assert work.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
+    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
+    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -164,7 +226,10 @@ def test_the_result_says_how_where_and_what(result: Result) -> None:
     assert result["design"]["teacher_parameters"] == 390_890
     assert list(result["design"]["arms"]) == list(ARMS)
     assert [t["seed"] for t in result["teachers"]] == [0, 1]
-    assert all(0 < t["accuracy"] < 1 for t in result["teachers"])
+    assert [t["seed"] for t in result["small_teachers"]] == [0, 1]
+    teachers = result["teachers"] + result["small_teachers"]
+    assert all(0 < t["accuracy"] < 1 for t in teachers)
+    assert len({t["accuracy"] for t in teachers}) > 2
 
 
 def test_every_arm_runs_at_every_budget_and_seed_and_no_two_learn_alike(result: Result) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.study.cases import grid
 from pipelines.study.design import ARMS, FULL
-from pipelines.study.results import choose, equivalence, make_tests
+from pipelines.study.results import choose, equivalence, intervals, make_tests
 
 LIVE = [0.10, 0.11, 0.09, 0.10, 0.12]
 
@@ -63,6 +63,56 @@ def test_the_smallest_number_of_views_is_equivalent_with_all_larger_ones(
     assert found["smallest_views"] == smallest
     assert found["reuse"] == (None if smallest is None else 600 / smallest)
     assert [row["views"] for row in found["rows"]] == list(above)
+
+
+def test_a_ratio_is_held_to_a_margin_of_its_own() -> None:
+    found = equivalence(FULL, _views({8: 0.02, 16: 0.0}), mixed=True, epochs=600)
+    assert (found["smallest_views"], found["smallest_views_ratio"]) == (8, 16)
+    assert found["live_kl"] == pytest.approx(0.104, abs=0.002)
+    assert [row["ratio"] for row in found["rows"]] == pytest.approx([1.19, 1.0], abs=0.03)
+
+
+def _runs(gap: float, *, spread: float) -> list[dict[str, Any]]:
+    """Return runs of which function matching has the lower KL, early by a gap."""
+    random = np.random.default_rng(1)
+    return [
+        {"arm": arm, "epochs": e, "seed": s, "kl": kl, "agreement": 0.9, "accuracy": 0.9}
+        for arm in ARMS
+        for e in FULL.budgets
+        for s in FULL.seeds
+        for kl in [0.5 - gap * (arm == "function matching") + random.normal(0, spread)]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gap", "contradicted"), [(0.1, True), (0.0, False), (-0.1, False)], ids=["yes", "no", "held"]
+)
+def test_a_claim_is_contradicted_where_the_opposite_separates_after_correction(
+    gap: float, contradicted: bool
+) -> None:
+    early = make_tests(FULL, _runs(gap, spread=0.01))[4:12]
+    assert [row["contradicted"] for row in early] == [contradicted] * 8
+    assert all(row["p_two_sided_holm"] >= 2 * min(row["p"], 1 - row["p"]) for row in early)
+
+
+def test_the_opposite_of_a_claim_is_corrected_for_all_registered_tests() -> None:
+    early = make_tests(FULL, _runs(0.003, spread=0.01))[4:12]
+    alone = [row for row in early if 1 - row["p"] < 0.025]
+    assert alone
+    assert not any(row["contradicted"] for row in alone)
+
+
+def test_both_intervals_of_a_mean_are_kept_and_none_of_three_seeds() -> None:
+    runs = _runs(0.1, spread=0.05)
+    rows = intervals(runs)
+    assert len(rows) == len(ARMS) * len(FULL.budgets) * 3
+    for row in rows:
+        if row["measure"] == "kl":
+            assert row["low"] < row["bootstrap_low"] < row["mean"]
+            assert row["mean"] < row["bootstrap_high"] < row["high"]
+    few = intervals([row for row in runs if row["seed"] < 3])
+    ends = ("low", "high", "bootstrap_low", "bootstrap_high")
+    assert {row[end] for row in few for end in ends} == {None}
 
 
 def test_only_registered_tests_are_corrected() -> None:

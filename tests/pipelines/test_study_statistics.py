@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.study.statistics import equivalence_test, holm, paired_test
+from pipelines.study.statistics import equivalence_test, holm, p_of_ratio, paired_test
+from pipelines.study.summary import bootstrap, estimate
 
 LOW = [0.10, 0.12, 0.11, 0.15, 0.09]
 HIGH = [0.20, 0.21, 0.25, 0.24, 0.18]
@@ -25,15 +26,52 @@ def test_a_one_sided_test_speaks_for_one_side_alone() -> None:
     assert two.p == pytest.approx(2 * paired_test(LOW, HIGH, one_sided=True).p)
 
 
-def test_the_interval_holds_the_mean_in_nineteen_of_twenty_samples() -> None:
+@pytest.mark.parametrize(
+    ("count", "skewed", "student", "percentiles"),
+    [
+        (5, False, 0.95, 0.83),
+        (10, False, 0.95, 0.90),
+        (5, True, 0.88, 0.79),
+        (10, True, 0.90, 0.86),
+    ],
+)
+def test_intervals_hold_the_mean_as_often_as_the_limits_say(
+    count: int, skewed: bool, student: float, percentiles: float
+) -> None:
     random = np.random.default_rng(0)
-    held = 0
-    for _ in range(200):
-        difference = random.normal(-0.1, 0.05, 30)
-        found = paired_test(difference.tolist(), [0.0] * 30, one_sided=True)
-        assert found.low < found.difference < found.high
-        held += found.low <= -0.1 <= found.high
-    assert 0.90 <= held / 200 <= 0.98
+    held = np.zeros(2)
+    for _ in range(400):
+        values = random.exponential(size=count) if skewed else random.normal(1, 1, count)
+        for place, interval in enumerate((estimate, bootstrap)):
+            found = interval.__wrapped__(tuple(values))
+            held[place] += found.low <= 1 <= found.high
+    assert held / 400 == pytest.approx([student, percentiles], abs=0.04)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_interval_leaves_zero_out_where_the_two_sided_test_separates(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    found = paired_test(random.normal(0.1, 0.1, 5).tolist(), [0.0] * 5, one_sided=False)
+    assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_fewer_than_four_seeds_have_no_interval() -> None:
+    found = paired_test(LOW[:3], HIGH[:3], one_sided=True)
+    assert np.isnan([found.low, found.high]).all()
+    assert 0 < found.p < 1
+    found = equivalence_test(LOW[:3], HIGH[:3], margin=0.03)
+    assert np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_ratio_is_within_its_margin_where_both_of_its_bounds_separate(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    theirs = random.normal(1, 0.1, 5)
+    ours = theirs * 1.05 + random.normal(0, 0.05, 5)
+    p = p_of_ratio(ours.tolist(), theirs.tolist(), margin=0.1)
+    above = stats.ttest_rel(ours, 0.9 * theirs, alternative="greater").pvalue
+    below = stats.ttest_rel(ours, 1.1 * theirs, alternative="less").pvalue
+    assert p == pytest.approx(max(above, below))
 
 
 def test_equal_data_have_equal_intervals() -> None:
