@@ -4,7 +4,7 @@
 # EPOCHS=300 (with more VIEWS: 3 times the root of the epochs). Paths hold no spaces.
 
 KDCACHE ?= kdcache
-# Folders with one sub-folder a class; VAL is left out of all steps where it is not there.
+# Folders with one sub-folder a class; without VAL nothing is measured.
 IMAGES ?= @IMAGES@
 VAL ?= @VAL@
 # Views to train on, and the central ones to measure on: of one size, and one [decode].
@@ -85,7 +85,8 @@ train: precompute ## the student
 	  --batch-size $(BATCH) $(if $(HAS_VAL),--val-data $(VAL_DATA) --val-cache $(VAL_CACHE)) --out $(RUN) \
 	  --resume $(TRAIN_ARGS)
 
-eval: $(VAL_CACHE)/seal.json ## measure the student on VAL
+eval: $(if $(HAS_VAL),$(VAL_CACHE)/seal.json) ## measure the student on VAL
+	@test -n "$(HAS_VAL)" || { echo "VAL=$(VAL) is not there: a folder of images to measure on"; exit 2; }
 	$(KDCACHE) eval $(RUN) --data $(VAL_DATA) --cache $(VAL_CACHE) --student $(STUDENT)
 
 show: ## write a page of the cache, and one of the run

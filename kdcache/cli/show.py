@@ -120,12 +120,14 @@ def show(
 
 
 def _is_catalogue(where: Place) -> bool:
-    from kdcache.cache.in_place import CACHES
+    from kdcache.cache.in_place import CACHES, REFS
     from kdcache.sharing.index import INDEX
     from kdcache.stores.store import Store
 
     if isinstance(where, Path):
         return (where / CACHES).is_dir()
+    if where.parent.name in (CACHES, REFS):
+        return False
     try:
         return Store(where).size(INDEX) is not None
     except KdcacheError:  # some buckets refuse what is not there
@@ -167,6 +169,7 @@ def _inspected(where: Place, data: str | None, *, seed: int) -> "Inspection":
 
 
 def _write_cache(seen: "Inspection", path: Path, *, images: int, seed: int, as_json: bool) -> None:
+    from kdcache.cache.decided import REPAIR
     from kdcache.report.cache_page import DAMAGED, WRONG, cache_sections, cache_title
     from kdcache.report.gallery import gallery, gallery_sections, what_is_wrong
     from kdcache.report.page import template_source
@@ -207,7 +210,7 @@ def _write_cache(seen: "Inspection", path: Path, *, images: int, seed: int, as_j
         things, first = counted(len(damage), "thing is", "things are"), damage[0]
         if seen.cache.is_local:
             step = f"run kdcache repair {where}, --from a sound copy if there is one"
-            first = f"{first.removesuffix('; run kdcache repair')}; {step}"
+            first = f"{first.removesuffix(f'; {REPAIR}')}; {step}"
         raise CorruptError(f"{where}: {things} damaged; the first: {first}")
     if wrong:
         made = f"{counted(len(wrong), 'view is', 'views are')} made otherwise here"

@@ -327,7 +327,7 @@ def train(
             value = {"run": str(out), "reuse": reuse_factor(config, run.stream), **last}
             give(value, as_json=as_json, lines={"student": out / "student.safetensors"})
         if world.is_first and not as_json:
-            hint(next_steps(run, val_data=val_data, val_caches=val_cache or []))
+            hint(next_steps(run, val_data=val_data, val_caches=val_cache or [], labels=labels))
 
 
 def _teacher(given: dict[str, Any], caches: list[Place]) -> "TeacherSpec | None":

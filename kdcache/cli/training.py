@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -24,11 +25,15 @@ def teacher_words(found: Mapping[str, Any], *, before: str = "") -> str | None:
     return ", ".join(f"{name} {value:.1%}" for name, value in shown if value is not None) or None
 
 
-def next_steps(run: "Run", *, val_data: str | None, val_caches: Sequence[str]) -> str:
+def next_steps(
+    run: "Run", *, val_data: str | None, val_caches: Sequence[str], labels: Path | None
+) -> str:
     """Return the commands that follow a run, with what they must be told."""
     folder, spec = str(run.folder), run.config.student
     named = () if spec.startswith(("torchvision:", "timm:")) else ("--student", spec)
     caches = [word for cache in val_caches for word in ("--cache", cache)]
+    if caches and labels is not None:
+        caches += ["--labels", str(labels)]
     commands = (
         ("eval", folder, "--data", val_data or "IMAGES", *caches, *named),
         ("export", folder, "student.pt2", *named),

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kdcache.data.classes import misplaced
 from kdcache.errors import UsageError
 from kdcache.identity import digest
 from kdcache.models.specs import absolute_spec
@@ -113,13 +114,13 @@ def average_teachers(
     """Return the mean of teachers of the same classes, size and precision; shares sum to 1.
 
     Raises:
-        UsageError: their sources name classes that differ.
+        UsageError: their sources give classes of one name other numbers.
     """
     first = members[0]
-    names = {member.classes for member in members if member.classes is not None}
-    if len(names) > 1:
+    names = [member.classes for member in members if member.classes is not None]
+    if any(len(other) == len(names[0]) and misplaced(other, names[0]) for other in names):
         specs = ", ".join(member.spec for member in members)
-        raise UsageError(f"teachers {specs}: the names of their classes differ; average others")
+        raise UsageError(f"teachers {specs}: number classes of one name otherwise; average others")
     licences = {member.licence for member in members}
     parts = {
         "members": [_named(member) for member in members],
@@ -132,7 +133,7 @@ def average_teachers(
         spec=" + ".join(member.spec for member in members),
         weights_id=digest([member.weights_id for member in members]),
         takes="pixels",
-        classes=next(iter(names), None),
+        classes=names[0] if names else None,
         licence=licences.pop() if len(licences) == 1 else None,
         parts=parts,
         warnings=tuple(sentence for member in members for sentence in member.warnings),

@@ -43,9 +43,8 @@ def open_onnx(path: Path) -> Model:
         session = _open_session(file, _CPU)
         images = _read_images(session)
         takes: Takes = "images" if images.dtype.is_floating_point else "pixels"
-        inputs = known_inputs(
-            read_notes(file.notes), takes=takes, height=images.height, width=images.width
-        )
+        notes = read_notes(file.notes)
+        inputs = known_inputs(notes, takes=takes, height=images.height, width=images.width)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return Model(
@@ -55,6 +54,7 @@ def open_onnx(path: Path) -> Model:
         inputs=inputs,
         takes=takes,
         graph=file.digest,
+        classes=notes.classes,
     )
 
 

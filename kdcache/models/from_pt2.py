@@ -119,7 +119,8 @@ def _read_model(archive: Archive, file: str) -> Model:
     extra = f"extra/{NOTES}"
     noted = bytes(archive.read(extra, NOTES_BYTES)) if extra in archive.names else None
     takes: Takes = "images" if images.dtype.is_floating_point else "pixels"
-    inputs = known_inputs(read_notes(noted), takes=takes, height=images.height, width=images.width)
+    notes = read_notes(noted)
+    inputs = known_inputs(notes, takes=takes, height=images.height, width=images.width)
     return Model(
         network=ProgramNetwork(plan, weights, places=places, images=images),
         name=f"pt2:{file}",
@@ -127,6 +128,7 @@ def _read_model(archive: Archive, file: str) -> Model:
         inputs=inputs,
         takes=takes,
         graph=digest(document.model_dump(mode="json", exclude_unset=True)),
+        classes=notes.classes,
     )
 
 

@@ -83,6 +83,7 @@ def make_run(
         config,
         sources,
         classes=classes,
+        like=str(sources.data) if classes == opened.dataset.classes else None,
         num_classes=num_classes,
         size=stream.recipe.size,
         world=world,
@@ -162,21 +163,23 @@ def _num_classes(config: TrainConfig, opened: Opened, stream: ReplayStream) -> i
 def _classes(
     config: TrainConfig, sources: Sources, *, opened: Opened, num_classes: int
 ) -> tuple[str, ...] | None:
-    """Return the names of the student's classes: of --labels, or those of the training data.
+    """Return the names of the student's classes: of --labels, the cache, or the training data.
 
-    A cache holds the names from when it was made. They are asked only where labels are learned
-    beside its targets, since without them it serves relabelled data as well as before.
+    What a student's outputs mean is what its targets mean; a cache may be of other classes than
+    the labels of its images (--teacher-classes), or from before these were relabelled. That counts
+    only where labels are learned beside targets.
     """
     dataset, targets = opened.dataset, opened.targets
     mapped = None if sources.labels is None else sources.labels.classes
+    taught = None if targets is None else targets.first.info.classes
     if config.label_weight > 0 and targets is not None:
         check_order(
             dataset,
-            mapped or targets.first.info.classes,
-            whose=f"{targets.first.place}" if mapped is None else "--labels",
+            mapped or taught,
+            whose=str(targets.first.place) if mapped is None else "--labels",
             advice="leave --label-weight out, or give the labels these numbers",
         )
-    names = mapped or dataset.classes
+    names = mapped or (dataset.classes if targets is None else taught)
     return names if names is not None and len(names) == num_classes else None
 
 
@@ -283,16 +286,18 @@ def _validation(
     sources: Sources,
     *,
     classes: tuple[str, ...] | None,
+    like: str | None,
     num_classes: int,
     size: int,
     world: World,
 ) -> _Measured:
+    """Return what the student of these classes is measured on. like: data with their names."""
     if sources.val_data is None:
         if sources.val_cache is not None:
             raise UsageError("--val-cache: holds targets of images; name them, too (--val-data)")
         return _Measured()
     dataset = load_dataset(sources.val_data)
-    check_labels(dataset, classes, whose="the student", like=str(sources.data))
+    check_labels(dataset, classes, whose="the student", like=like)
     options = StreamOptions(
         batch_size=config.batch_size,
         shuffle=False,
