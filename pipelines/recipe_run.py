@@ -63,7 +63,8 @@ class Ready(BaseModel):
 
     views, central: recipes of the student's views and of those it is measured on. train, val: the
     images; {data} is where the dataset lies, {out} where all is made. precompute: options that
-    `kdcache plan` has, too. student: options of `kdcache train`, to which a schedule adds its own, epochs among them.
+    `kdcache plan` has, too. student: options of `kdcache train`, to which a schedule adds its
+    own, epochs among them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
