@@ -125,7 +125,7 @@ docs-serve: docs ## show it at http://127.0.0.1:8000
 
 # What is given goes to the jobs letter by letter: neither make nor the shell reads it.
 GIVEN := DATA OUT TEACHER WEIGHTS RECIPE VIEWS CACHE STUDENT EPOCHS RUN NAME SCHEDULE STEP REUSE GPUS \
-  TRAIN_ARGS
+  PACK_ARGS PRECOMPUTE_ARGS TRAIN_ARGS
 $(foreach name,$(GIVEN),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 
 demo: setup ## run the whole pipeline on a small dataset into build/demo; SEED=0
@@ -166,13 +166,15 @@ inspect: need-CACHE setup ## say what a cache holds; CACHE
 	$(BIN)/kdcache inspect "$$CACHE" $(ARGS)
 
 recipe: EXAMPLE = make recipe NAME=flowers102
-recipe: need-NAME setup ## run pipelines/recipes/runs/NAME.toml, of NAME alone say what it takes; NAME SCHEDULE DATA TEACHER [WEIGHTS STEP REUSE GPUS OUT TRAIN_ARGS], SHOW=1 only prints it
+recipe: need-NAME setup ## run pipelines/recipes/runs/NAME.toml, of NAME alone say what it takes; NAME SCHEDULE DATA TEACHER [WEIGHTS STEP REUSE GPUS OUT PACK_ARGS PRECOMPUTE_ARGS TRAIN_ARGS], SHOW=1 only prints it
 	@script=$$($(BIN)/python -m pipelines.recipe_run "$$NAME" $(if $(SCHEDULE),"$$SCHEDULE") \
 	  $(if $(DATA),--data "$$DATA") $(if $(TEACHER),--teacher "$$TEACHER") \
 	  $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(STEP),--step "$$STEP") \
 	  $(if $(REUSE),--reuse "$$REUSE") $(if $(GPUS),--gpus "$$GPUS") $(if $(OUT),--out "$$OUT") \
+	  $(if $(PACK_ARGS),--pack-args="$$PACK_ARGS") \
+	  $(if $(PRECOMPUTE_ARGS),--precompute-args="$$PRECOMPUTE_ARGS") \
 	  $(if $(TRAIN_ARGS),--train-args="$$TRAIN_ARGS")) \
-	  && $(if $(SHOW),printf '%s\n' '# kdcache is in $(CURDIR)/$(BIN): put that into PATH',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
+	  && $(if $(filter-out 0 no,$(SHOW)),printf '%s\n' '# kdcache is in $(CURDIR)/$(BIN): put that into PATH',PATH="$(CURDIR)/$(BIN):$$PATH" sh -exc) "$$script"
 
 doctor: setup ## say what this machine is, and whether caches made elsewhere replay on it
 	$(BIN)/kdcache doctor $(ARGS)

@@ -5,13 +5,16 @@
 
 The first prints what the recipe takes; the second prints the script. Neither runs it; `make recipe`
 gives it to a shell. Every command goes on where it stopped, so the script may be run again. All are
-parsed first: a typing error in a recipe shows now, not after days of precompute.
+parsed first: a typing error in a recipe shows now, not after days of precompute. So does it if
+images were packed of another source: beside each packed dataset lies a note of what it is made of.
 """
 
 import itertools
 import os
+import re
 import shlex
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +32,7 @@ from pydantic import (
 )
 
 from kdcache.cli.app import app
-from kdcache.errors import KdcacheError, UsageError
+from kdcache.errors import KdcacheError, MismatchError, UsageError
 from kdcache.report.plan import Views, views_of_epochs
 
 READY = Path(__file__).parent / "recipes" / "runs"
@@ -59,8 +62,9 @@ class Ready(BaseModel):
     """A recipe file. Options are those of kdcache's commands, by their long names.
 
     views, central: recipes of the student's views and of those it is measured on. train, val: the
-    images; {data} is where the dataset lies. precompute: options that `kdcache plan` has, too.
-    student: options of `kdcache train`, to which a schedule adds its own, epochs among them.
+    images; {data} is where the dataset lies, {out} where all is made. precompute: options that
+    `kdcache plan` has, too. student: options of `kdcache train`, to which a schedule adds its
+    own, epochs among them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -117,7 +121,8 @@ class Place:
     """What the user brings and wishes.
 
     out: folder of all that is made. reuse: None for as many views as are enough by the rule of
-    docs/how-to/choose-views.md. train: more words of `kdcache train`.
+    docs/how-to/choose-views.md. pack, precompute, train: more words of these commands; `kdcache
+    plan` gets those of precompute that it knows.
     """
 
     data: Path
@@ -126,22 +131,74 @@ class Place:
     out: Path
     reuse: float | None = None
     gpus: int = 1
+    pack: tuple[str, ...] = ()
+    precompute: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
+class Packing:
+    """What a packed dataset is made of: `source`, noted beside its folder."""
+
+    folder: Path
+    source: str
+
+    @property
+    def done(self) -> Path:
+        """Return the file that is there once the images are packed."""
+        return self.folder / "dataset.json"
+
+    @property
+    def note(self) -> Path:
+        """Return the file that keeps the source."""
+        return self.folder.with_name(f"{self.folder.name}.packed")
+
+    def check(self) -> None:
+        """Check that images which are packed already are of this source, as far as it was noted.
+
+        Raises:
+            MismatchError: they are of another.
+        """
+        if not (self.done.exists() and self.note.exists()):
+            return
+        found = self.note.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
+        if found != self.source:
+            raise MismatchError(
+                f"{self.folder}: packed of {found}; asked for {self.source}; give another OUT=…, "
+                f"or the same DATA and PACK_ARGS, or remove {self.note} if the images are the same"
+            )
+
+
+@dataclass(frozen=True)
 class Command:
-    """The words of a kdcache command. done: a file that is there once it need not run again."""
+    """The words of a kdcache command. packing: of images, which are packed but once."""
 
     step: Step
     words: tuple[str, ...]
     launcher: tuple[str, ...] = ()
-    done: Path | None = None
+    packing: Packing | None = None
 
     def __str__(self) -> str:
-        """Return a line of shell."""
+        """Return a line of shell, which stops where a part of it fails if the shell has -e."""
         line = shlex.join([*self.launcher, "kdcache", *self.words])
-        return line if self.done is None else f"test -e {shlex.quote(str(self.done))} || {line}"
+        if self.packing is None:
+            return line
+        found = (self.packing.done, self.packing.folder.parent, self.packing.source)
+        done, out, source, note = (shlex.quote(str(v)) for v in (*found, self.packing.note))
+        return f"test -e {done} || {{ mkdir -p {out}; printf '%s\\n' {source} > {note}; {line}; }}"
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a ready recipe's name, or of one's own, which ends in .toml.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    if "/" in name:
+        raise UsageError("a ready recipe's name has no slash, and a file of your own ends in .toml")
+    return READY / f"{name}.toml"
 
 
 def load_ready(path: Path) -> Ready:
@@ -153,8 +210,10 @@ def load_ready(path: Path) -> Ready:
     try:
         return Ready.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.toml")))
-        raise UsageError(f"{path}: no such recipe; there are {names}") from None
+        names = ", ".join(sorted(file.stem for file in READY.glob("*.toml")))
+        raise UsageError(f"{path}: no such file; ready recipes are {names}") from None
+    except OSError as error:
+        raise UsageError(f"{path!s:.200}: {error.strerror}") from None
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UsageError(f"{path}: {found}") from None
@@ -181,6 +240,7 @@ def commands(ready: Ready, schedule: str, *, place: Place) -> list[Command]:
     kept = [*teacher, *_words(ready.precompute)]
     job = ["precompute", "--data", train, *kept, "--recipe", ready.views]
     measured = ["precompute", "--data", val, *kept, "--recipe", ready.central]
+    more = place.precompute
     wished = ["--epochs", str(training["epochs"]), "--gpus", str(place.gpus)]
     planned = ["--recipe", ready.views, *wished]
     planned += [] if place.reuse is None else ["--reuse", str(place.reuse)]
@@ -192,9 +252,9 @@ def commands(ready: Ready, schedule: str, *, place: Place) -> list[Command]:
     found = [
         _pack(ready.train, train, place=place),
         _pack(ready.val, val, place=place),
-        Command(Step.plan, ("plan", "--data", train, *kept, *planned)),
-        Command(Step.precompute, (*job, "--views", str(views), "--cache", cache, *engine)),
-        Command(Step.precompute, (*measured, "--views", "1", "--cache", central)),
+        Command(Step.plan, ("plan", "--data", train, *kept, *planned, *_known("plan", more))),
+        Command(Step.precompute, (*job, "--views", str(views), "--cache", cache, *engine, *more)),
+        Command(Step.precompute, (*measured, "--views", "1", "--cache", central, *more)),
         Command(Step.verify, ("verify", cache, "--data", train, "--replay", str(REPLAYED))),
         Command(Step.train, tuple(student), launcher=torchrun),
         Command(Step.eval, ("eval", run, "--data", val, "--cache", central)),
@@ -205,9 +265,27 @@ def commands(ready: Ready, schedule: str, *, place: Place) -> list[Command]:
 
 
 def _pack(part: Part, out: str, *, place: Place) -> Command:
-    words = ["pack", part.source, out, *_words(part.options)]
-    there = tuple(word.replace("{data}", str(place.data)) for word in words)
-    return Command(Step.pack, there, done=Path(out) / "dataset.json")
+    def words(data: Path, more: dict[str, str]) -> list[str]:
+        there = {"{data}": str(data), **more}
+        given = [part.source, *_words(part.options)]
+        return [re.sub(r"{data}|{out}", lambda m: there.get(m[0], m[0]), word) for word in given]
+
+    source, *options = words(place.data, {"{out}": str(place.out)})
+    noted = [*words(Path(os.path.abspath(place.data)), {}), *place.pack]  # OUT may be moved
+    packing = Packing(Path(out), shlex.join(noted))
+    return Command(Step.pack, ("pack", source, out, *options, *place.pack), packing=packing)
+
+
+def _known(name: str, words: Sequence[str]) -> list[str]:
+    """Return those options, with their values, that a kdcache command has."""
+    group: Any = typer.main.get_command(app)
+    names = {option for param in group.commands[name].params for option in param.opts}
+    names -= {"--batch-size"} if "auto" in words else set()  # a number in plan
+    found, known = list[str](), False
+    for word in words:
+        known = word.partition("=")[0] in names if word.startswith("--") else known
+        found += [word] * known
+    return found
 
 
 def _words(options: Options) -> list[str]:
@@ -245,11 +323,11 @@ def _cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def _split(text: str) -> tuple[str, ...]:
+def _split(variable: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise UsageError(f"TRAIN_ARGS {text!r}: {error}") from None
+        raise UsageError(f"{variable} {text!r}: {error}") from None
 
 
 def main(
@@ -264,23 +342,37 @@ def main(
         typer.Option(help="Uses of each view; default: views by docs/how-to/choose-views.md."),
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of this machine.")] = 1,
+    pack_args: Annotated[str, typer.Option(help="More options of kdcache pack.")] = "",
+    precompute_args: Annotated[str, typer.Option(help="More options of kdcache precompute.")] = "",
     train_args: Annotated[str, typer.Option(help="More options of kdcache train.")] = "",
     step: Annotated[list[Step] | None, typer.Option(help="Only this step, or these.")] = None,
 ) -> None:
     """Print a recipe's commands, a line each; of a name alone, the head of its file."""
-    path = Path(name) if name.endswith(".toml") else READY / f"{name}.toml"
     try:
+        path = recipe_path(name)
         ready = load_ready(path).with_workers(max(_cores() // gpus - 1, 1))
         if schedule is None or data is None or teacher is None:
             typer.echo(f"{head(path)}\n", err=True)
             given = {"SCHEDULE": schedule, "DATA": data, "TEACHER": teacher}
             missing = [variable for variable, value in given.items() if value is None]
             raise UsageError(_missing(name, next(iter(ready.schedule)), missing=missing))
-        more = _split(train_args)
-        place = Place(data, teacher, weights, out / path.stem, reuse=reuse, gpus=gpus, train=more)
+        place = Place(
+            data,
+            teacher,
+            weights,
+            out / path.stem,
+            reuse=reuse,
+            gpus=gpus,
+            pack=_split("PACK_ARGS", pack_args),
+            precompute=_split("PRECOMPUTE_ARGS", precompute_args),
+            train=_split("TRAIN_ARGS", train_args),
+        )
         found = commands(ready, schedule, place=place)
+        for command in found:
+            if command.packing is not None:
+                command.packing.check()
     except KdcacheError as error:
-        typer.echo(f"recipe {name}: {error}", err=True)
+        typer.echo(f"recipe {name:.200}: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
     for command in found:
         if not step or command.step in step:

@@ -53,23 +53,33 @@ def plan(
         ),
     ] = None,
     gpus: Annotated[
-        int, typer.Option(min=1, help="GPUs of the job; without one, machines like this.")
+        int,
+        typer.Option(
+            min=1, max=1_000_000, help="GPUs of the job; without one, machines like this."
+        ),
     ] = 1,
     workers: Annotated[
         int | None,
         typer.Option(
             min=0,
+            max=1_000_000,
             help="Processes that render, for each GPU; default: what keeps it busy, as far as the "
             "cores allow.",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Student runs to state costs for.")] = 3,
+    runs: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Student runs to state costs for.")
+    ] = 3,
     student_images_per_s: Annotated[
-        float | None, typer.Option(help="Speed of the student on one GPU.")
+        float | None, typer.Option(min=1e-6, max=1e9, help="Speed of the student on one GPU.")
     ] = None,
-    gpu_price: Annotated[float, typer.Option(min=0, help="Price of a GPU's hour.")] = 2.0,
-    storage_price: Annotated[float, typer.Option(min=0, help="Price of a GB for a month.")] = 0.02,
-    months: Annotated[float, typer.Option(min=0, help="How long the cache is kept.")] = 12.0,
+    gpu_price: Annotated[float, typer.Option(min=0, max=1e9, help="Price of a GPU's hour.")] = 2.0,
+    storage_price: Annotated[
+        float, typer.Option(min=0, max=1e9, help="Price of a GB for a month.")
+    ] = 0.02,
+    months: Annotated[
+        float, typer.Option(min=0, max=12_000, help="How long the cache is kept.")
+    ] = 12.0,
     weights: Weights = None,
     shares: Shares = None,
     average: AverageOption = Average.logits,

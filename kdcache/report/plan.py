@@ -13,6 +13,8 @@ from kdcache.errors import UsageError
 from kdcache.precompute.probe import ViewCosts
 
 ROW_BYTES = 16  # of a cache, once an image: its uid and content digest
+MAX_VIEWS = 1_000_000
+MAX_EPOCHS = 10**12
 GB = 1e9
 HOUR_S = 3600.0
 
@@ -64,20 +66,23 @@ def views_of_epochs(
     reuse: None for enough_views.
 
     Raises:
-        UsageError: epochs or span_views are below 1, or reuse is not a number above 0.
+        UsageError: epochs or span_views are below 1, reuse is not a number above 0, or something is
+            more than MAX_EPOCHS or MAX_VIEWS.
     """
-    if epochs < 1:
-        raise UsageError(f"{epochs} epochs: expected 1 or more")
+    if not 1 <= epochs <= MAX_EPOCHS:
+        raise UsageError(f"{epochs!s:.20} epochs: expected 1 to {MAX_EPOCHS:,}")
     if reuse is None:
         least = enough_views(epochs)
     else:
         _check_reuse(reuse)
-        least = math.ceil(epochs / reuse * (1 - 1e-12))  # not one more for a rounding error
+        least = _whole(epochs / reuse, reuse, most=MAX_VIEWS, what=f"views of {epochs:,} epochs")
     span = min(MAX_SPAN_VIEWS, least) if span_views is None else span_views
     views = -(-least // max(span, 1)) * span
     if span_views is None and views > epochs >= least:  # no more than one an epoch
         views, span = least, default_span_views(least)
     check_views(views, span)
+    if views > MAX_VIEWS:
+        raise UsageError(f"spans of {span!s:.20} views: expected up to {MAX_VIEWS:,} views in all")
     return Views(views, span, epochs)
 
 
@@ -89,19 +94,35 @@ def epochs_of_views(
     reuse: None for the most epochs of which they are enough_views.
 
     Raises:
-        UsageError: the views do not fill whole spans, or reuse is not a number above 0.
+        UsageError: the views do not fill whole spans, reuse is not a number above 0, or there are
+            more epochs than MAX_EPOCHS.
     """
     span = default_span_views(num_views) if span_views is None else span_views
     check_views(num_views, span)
     if reuse is None:
         return Views(num_views, span, max(num_views, num_views**2 // 9))
     _check_reuse(reuse)
-    return Views(num_views, span, math.ceil(num_views * reuse * (1 - 1e-12)))
+    epochs = _whole(num_views * reuse, reuse, most=MAX_EPOCHS, what=f"epochs of {num_views} views")
+    return Views(num_views, span, epochs)
 
 
 def _check_reuse(reuse: float) -> None:
     if not 0 < reuse < math.inf:
         raise UsageError(f"reuse {reuse}: expected how often a view is used, a number above 0")
+
+
+def _whole(value: float, reuse: float, *, most: int, what: str) -> int:
+    """Return value rounded up, but not for a rounding error.
+
+    Raises:
+        UsageError: it is more than `most`, by this reuse.
+    """
+    if value > most:
+        raise UsageError(
+            f"reuse {reuse} makes {value:.3g} {what}, expected up to {most:,}; change --reuse, or "
+            "make's REUSE"
+        )
+    return math.ceil(value * (1 - 1e-12))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ def test_a_picture_is_drawn(plan: Plan, tmp_path: Path) -> None:
         (["--views", "4", "--epochs", "8"], ["--views 4 and --epochs 8", "give one of them"]),
         (["--views", "5", "--span-views", "2"], ["5 views in spans of 2"]),
         (["--views", "4", "--reuse", "0"], ["reuse 0"]),
-        (["--views", "4", "--student-images-per-s", "-1"], ["student_images_per_s"]),
+        (["--views", "4", "--reuse", "1e308"], ["reuse 1e+308 makes inf epochs of 4 views"]),
+        (["--epochs", "10", "--reuse", "5e-324"], ["reuse 5e-324 makes inf views", "--reuse"]),
+        (["--epochs", "1" + "0" * 400], ["epochs: expected 1 to 1,000,000,000,000"]),
+        (["--epochs", "10", "--span-views", "9" * 400], ["expected up to 1,000,000 views"]),
         (["--views", "4", "--encoding", "auto"], ["encoding 'auto'"]),
         (["--views", "4", "--out", "plan.jpg"], ["--out plan.jpg", ".png"]),
     ],
@@ -114,7 +117,13 @@ def test_wishes_that_make_no_plan_are_refused(
 
 @pytest.mark.parametrize(
     "options",
-    [["--gpus", "0"], ["--gpu-price", "-1"], ["--storage-price", "-0.1"], ["--runs", "0"]],
+    [
+        *(["--gpus", "0"], ["--gpu-price", "-1"], ["--storage-price", "-0.1"], ["--runs", "0"]),
+        *(["--gpus", "1" + "0" * 24], ["--gpu-price", "1e308"], ["--storage-price", "1e308"]),
+        *(["--runs", "1" + "0" * 26], ["--months", "1e308"], ["--workers", "1" + "0" * 24]),
+        *(["--student-images-per-s", "-1"], ["--student-images-per-s", "nan"]),
+        *(["--student-images-per-s", "5e-324"],),
+    ],
 )
 def test_options_out_of_range_are_named(plan: Plan, options: list[str]) -> None:
     outcome = plan("--views", "4", *options)

@@ -215,10 +215,10 @@ def _invoke(*words: str) -> Any:
 
 
 def _print(*words: str) -> list[list[str]]:
-    """Return the kdcache commands that the script prints, without what stands before them."""
+    """Return the kdcache commands that the script prints, without what stands around them."""
     done = _invoke(*words)
     assert done.exit_code == 0, done.output
-    lines = [words_of(line) for line in done.stdout.splitlines()]
+    lines = [words_of(line.removesuffix("; }")) for line in done.stdout.splitlines()]
     return [line[line.index("kdcache") + 1 :] for line in lines]
 
 
@@ -265,7 +265,7 @@ def test_a_recipe_runs_from_the_datasets_own_files_to_a_measured_student(
     values = [_run(kdcache, command) for command in found]
     assert [command.step.value for command in found] == STEPS
 
-    assert all(command.done is None or command.done.is_file() for command in found)
+    assert [command.packing.done.is_file() for command in found if command.packing] == [True] * 2
     assert sorted(_labels(out / "train")) == sorted(laid.train)
     assert _labels(out / "val") == list(laid.val) or name == "sun397"  # its order is the disk's
     assert sorted(_labels(out / "val")) == sorted(laid.val)
@@ -290,14 +290,14 @@ def test_a_recipe_that_was_run_computes_nothing_again(
     LAYOUTS["cifar100"](tmp_path / "data", monkeypatch)
     left = [command for command in _trial("cifar100", tmp_path) if command.step is not Step.plan]
     first = [_run(kdcache, command) for command in left]
-    again = [_run(kdcache, command) for command in left if command.done is None]
+    again = [_run(kdcache, command) for command in left if command.packing is None]
     assert [value["spans_computed"] for value in first[2:4]] == [1, 1]
     assert [value["spans_computed"] for value in again[:2]] == [0, 0]
     assert again[2] == first[4]
     assert "loss" in first[5]
     assert "loss" not in again[3]
     assert again[4] == first[6]
-    assert str(left[0]).startswith(f"test -e {tmp_path}/out/train/dataset.json || kdcache pack ")
+    assert str(left[0]).startswith(f"test -e {tmp_path}/out/train/dataset.json || {{ mkdir ")
 
 
 def test_imagenet_packs_as_torchvision_lays_it_out_too(
@@ -392,7 +392,7 @@ def test_a_recipe_of_ones_own_is_made_in_out(tmp_path: Path) -> None:
         ("views = 3", "views: "),
         ("[schedule]", "schedule: .* at least 1 item"),
         ("views =", "not a TOML file"),
-        (None, "no such recipe; there are a"),
+        (None, "b.toml: no such file; ready recipes are cifar100, flowers102"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
@@ -400,6 +400,32 @@ def test_a_recipe_that_is_none_is_refused(tmp_path: Path, text: str | None, word
     path.write_text(text or "")
     with pytest.raises(UsageError, match=words):
         load_ready(path if text is not None else tmp_path / "b.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../runs/flowers102", "a ready recipe's name has no slash"),
+        ("mine/nowhere.toml", "mine/nowhere.toml: no such file"),
+        ("flowers", "flowers.toml: no such file; ready recipes are cifar100"),
+        ("f" * 5000, "File name too long"),
+        ("docs.toml/../..toml", "no such file"),
+    ],
+)
+def test_a_name_that_is_no_recipes_is_refused_in_a_line(name: str, said: str) -> None:
+    done = _invoke(name, "fast", *GIVEN)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert len(done.stderr) < 600
+
+
+@pytest.mark.parametrize("reuse", ["5e-324", "1e-9"])
+def test_a_reuse_that_wants_too_many_views_is_named(reuse: str) -> None:
+    done = _invoke("pets", "fast", *GIVEN, "--reuse", reuse)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"reuse {float(reuse)} makes" in done.stderr
+    assert "REUSE" in done.stderr
 
 
 def test_a_typing_error_shows_before_anything_runs(
@@ -438,6 +464,63 @@ def test_the_line_of_a_page_prints_the_commands(page: str, tmp_path: Path) -> No
     assert note.endswith(": put that into PATH")
     printed = [shlex.split(line) for line in script]
     assert [words[words.index("kdcache") + 1] for words in printed] == STEPS
+
+
+NOTING = 'case $1 in pack) mkdir -p "$3" && : > "$3/dataset.json";; esac'
+
+
+def test_images_of_another_source_are_refused(tmp_path: Path) -> None:
+    """With a kdcache that only makes what tells that images were packed."""
+    programs, out = _programs(tmp_path, kdcache=NOTING), tmp_path / "it's $out {data}"
+    given = ["NAME=pets", "SCHEDULE=fast", "DATA=a", "TEACHER=t:n", f"OUT={out}", "STEP=pack"]
+    done = _make("-o", "setup", "recipe", *given, programs)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (out / "pets").iterdir()} == {
+        *("train", "train.packed", "val", "val.packed")
+    }
+
+    def asked(*more: str) -> Any:
+        return _invoke("pets", "fast", "--teacher", "t:n", "--out", str(tmp_path), *more)
+
+    (out / "pets").rename(tmp_path / "pets")
+    assert asked("--data", f"{ROOT}/a").exit_code == 0
+    for more in (["--data", "b"], ["--data", "a", "--pack-args=--quality 10"]):
+        done = asked(*more, "--step", "train")
+        assert (done.exit_code, done.stdout) == (3, "")
+    assert f"pets/train: packed of torchvision:OxfordIIITPet --root {ROOT}/a --split" in done.stderr
+    assert "--quality 10; give another OUT=" in done.stderr
+    for part in ("train", "val"):
+        (tmp_path / f"pets/{part}.packed").unlink()
+    assert asked("--data", "b").exit_code == 0  # packed elsewhere, and copied
+
+
+def test_more_options_of_pack_and_precompute_reach_both_parts() -> None:
+    more = ["--pack-args=--skip-bad", "--precompute-args=--skip-bad --batch-size=8 --device cpu"]
+    for words in _print("pets", "fast", *GIVEN, *more):
+        found = parse(Command(Step(words[0]), tuple(words)))
+        if words[0] in ("pack", "precompute"):
+            assert found["skip_bad"]
+        if words[0] in ("plan", "precompute"):
+            assert (words[-3:], found["device"]) == (["--batch-size=8", "--device", "cpu"], "cpu")
+    (plan,) = _print("pets", "fast", *GIVEN, "--precompute-args=--batch-size auto", "--step=plan")
+    assert "--batch-size" not in plan
+
+
+def test_validation_images_of_folders_have_the_classes_of_training() -> None:
+    _, val = _print("imagenet1k", "300", *GIVEN, "--out", "{data}", "--step", "pack")
+    assert val == [
+        *("pack", "d/val", "{data}/imagenet1k/val"),
+        *("--classes-of", "{data}/imagenet1k/train"),
+    ]
+
+
+@pytest.mark.parametrize(("show", "runs"), [("1", False), ("0", True)])
+def test_show_only_prints(show: str, runs: bool, tmp_path: Path) -> None:
+    programs = _programs(tmp_path, kdcache=f"touch {tmp_path}/ran")
+    given = ["NAME=pets", "SCHEDULE=fast", "DATA=d", "TEACHER=t:n", "STEP=verify"]
+    done = _make("-o", "setup", "recipe", *given, programs, f"SHOW={show}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ran").exists() == runs
 
 
 def test_make_runs_the_commands_until_one_fails(tmp_path: Path) -> None:
