@@ -10,21 +10,26 @@ same numbers. Imports what is heavy where it is used: workers import this module
 import os
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, UsageError
 from kdcache.processes import terminable
 from pipelines.study.design import ARMS, FULL, NUM_TEST, QUICK, Design, student
+from pipelines.study.made import made_here
 from pipelines.study.run import run_study
+
+MEND = (
+    "expected a place of its own to write to: move what is there away, or free the disk; run again"
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-PACKAGES = ("kdcache", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "zarr", "pillow")
 
 
 def describe(design: Design) -> dict[str, Any]:
@@ -60,17 +65,13 @@ def write_result(
     design: Design, study: Mapping[str, Any], folder: Path, *, quick: bool
 ) -> dict[str, Any]:
     """Write what was found, and where and when, into FOLDER as data and as a report; return it."""
-    from pipelines.bench.record import make_record
     from pipelines.study.report import write_results
 
-    record = make_record("digits", (), figures={}, packages=PACKAGES)
     result = {
         "command": "make paper-quick" if quick else "make paper",
-        "date": record.date[:10],
-        "commit": record.commit,
+        "date": datetime.now(UTC).date().isoformat(),
         "quick": quick,
-        "machine": record.machine.model_dump(),
-        "versions": record.versions,
+        **made_here(),
         "seconds": study["seconds"],
         "design": describe(design),
         **study,
@@ -101,6 +102,9 @@ def main(
     except KdcacheError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        typer.echo(f"{error.filename or out}: {error.strerror or error}; {MEND}", err=True)
+        raise typer.Exit(UsageError.exit_code) from None
     this_run_min, all_runs_min = (time.monotonic() - started) / 60, study["seconds"] / 60
     print(f"see {folder / 'digits.md'} and digits.html")
     print(f"this run {this_run_min:.1f} min, all runs {all_runs_min:.1f} min")

@@ -5,9 +5,9 @@ them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise, product
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipelines.study.design import ARMS, FAULTS, Arm, Design, Fault, Setting
 
@@ -44,6 +44,22 @@ class Unit:
     def passes(self) -> int:
         """Return what it costs: epochs, over its students."""
         return self.epochs * len(self.cases)
+
+
+def columns(unit: Unit, case: Case) -> dict[str, Any]:
+    """Return what names a student in its section of the result."""
+    common = {"epochs": unit.epochs, "seed": unit.seed}
+    if unit.section == "tuning":
+        return {"arm": case.arm, **common, "setting": asdict(case.setting)}
+    if unit.section == "views":
+        return {"views": case.views, "mixed": case.arm == "function matching", **common}
+    if unit.section == "wrong_replay":
+        recipe = next(name for name, (arm, _) in FAULTS.items() if arm == case.arm)
+        return {"fault": case.fault, "recipe": recipe, **common}
+    if unit.section == "encodings":
+        temperature = case.setting.temperature
+        return {"k": case.kept, "stored_temperature": None, "temperature": temperature, **common}
+    return {"arm": case.arm, **common}
 
 
 def grid(design: Design, arm: Arm) -> list[Setting]:

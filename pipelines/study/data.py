@@ -18,6 +18,7 @@ from torch import Tensor
 from kdcache.cache.store import Cache
 from kdcache.data.dataset import Dataset
 from kdcache.data.document import load_dataset
+from kdcache.errors import CorruptError, UsageError
 from kdcache.models.teacher import Teacher, load_teacher
 from kdcache.recipe.plan import mixing_partners
 from kdcache.replay.formats import TargetFormat
@@ -139,7 +140,7 @@ class Source:
         """Write the tars that are not there: of the teacher, the student, and the measured part."""
         demo = self.demo
         names = {self.pupils, "student", "measured"}
-        absent = [name for name in sorted(names) if not demo.data(name).exists()]
+        absent = [n for n in sorted(names) if not (demo.data(n) / "dataset.json").exists()]
         if not absent:
             return
         split = load_split(self.seed)
@@ -151,6 +152,7 @@ class Source:
             "measured": split.test.take(test if self.measured == "test" else validation),
         }
         for name in absent:
+            shutil.rmtree(demo.data(name), ignore_errors=True)
             pack_digits(parts[name], name, demo=demo)
 
     @cached_property
@@ -162,7 +164,10 @@ class Source:
         if not weights.exists():
             shutil.rmtree(weights.parent, ignore_errors=True)
             self._train_teacher(weights.parent)
-        return load_teacher("pipelines.digits:teacher", weights, preprocessing=GREY)
+        try:
+            return load_teacher("pipelines.digits:teacher", weights, preprocessing=GREY)
+        except UsageError as error:  # the weights are the study's own, not its user's
+            raise CorruptError(str(error)) from None
 
     def _train_teacher(self, folder: Path) -> None:
         """Train the teacher in a folder, telling which one it is."""

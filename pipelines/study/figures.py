@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
 from kdcache.report.figures import COLOURS, GREY, Dash, Line, Picture, Scale, lines_svg
@@ -26,7 +27,7 @@ DECADES = (1, 10, 100, 1000)
 KL = Scale("Test KL to the teacher, nats", is_log=True)
 
 
-def arms(runs: Sequence[Row]) -> Picture:
+def arms(runs: Sequence[Row]) -> Picture | None:
     """Return the KL of each arm against its epochs."""
     lines = []
     for (arm,) in distinct(runs, "arm"):
@@ -40,7 +41,7 @@ def arms(runs: Sequence[Row]) -> Picture:
     return _picture("digits-arms", lines, x=x)
 
 
-def views(rows: Sequence[Row], *, reuse: bool) -> Picture:
+def views(rows: Sequence[Row], *, reuse: bool) -> Picture | None:
     """Return the KL against stored views; all lines end at the right in a live teacher.
 
     reuse: against the uses of each view in their place, the most at the left.
@@ -73,7 +74,7 @@ def views(rows: Sequence[Row], *, reuse: bool) -> Picture:
     return _picture("digits-views", lines, x=x)
 
 
-def encodings(rows: Sequence[Row]) -> Picture:
+def encodings(rows: Sequence[Row]) -> Picture | None:
     """Return the KL against what is kept of a view, a line for each temperature."""
     kept = [k for (k,) in distinct(rows, "k")]
     styles = itertools.cycle(zip(COLOURS, "os^D", strict=True))
@@ -96,20 +97,27 @@ def encodings(rows: Sequence[Row]) -> Picture:
 
 
 def _line(name: str, x: Sequence[float], parts: Sequence[Sequence[Row]], **style: Any) -> Line:
-    """Return the line of the means of parts, a part at each x."""
-    found = [mean_over_seeds(part) for part in parts]
-    y, low, high = ([part[index] for part in found] for index in range(3))
-    return Line(name, x, y, low=low, high=high, **style)
+    """Return the line of the means of parts, a part at each x; none where a student diverged."""
+    found = [(at, mean_over_seeds(part)) for at, part in zip(x, parts, strict=True)]
+    known = [(at, *mean) for at, mean in found if not isnan(mean.mean)]
+    at, y, low, high = ([point[index] for point in known] for index in range(4))
+    return Line(name, at, y, low=low, high=high, **style)
 
 
 def _picture(
     name: str, lines: Sequence[Line], *, x: Scale, show: Callable[[float], str] = number
-) -> Picture:
-    """Return a picture of KLs, with each line's first and last values in words."""
+) -> Picture | None:
+    """Return a picture of KLs, with each line's first and last values in words.
+
+    None: no line has a KL.
+    """
 
     def place(value: float) -> str:
         return (x.ticks or {}).get(value, show(value)).replace("\n", ", ")
 
+    lines = [line for line in lines if line.y]
+    if not lines:
+        return None
     said = [
         f"{line.name}: {nats(line.y[0])} at {place(line.x[0])}, "
         f"{nats(line.y[-1])} at {place(line.x[-1])}"

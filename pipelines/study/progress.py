@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 from kdcache.files import write_whole
-from pipelines.study.kept import Task, teacher_path, unit_path
+from pipelines.study.kept import Task, files, is_whole, unit_file
 
 _ENOUGH = 0.1  # of what was left at the start: the first teachers say nothing of the speed
 
@@ -20,7 +22,7 @@ class Progress:
         self._started, self._before = time.monotonic(), self._done()
         self._total = sum(unit.passes for unit in self._units)
         self._clock = folder / "seconds.json"
-        self._earlier_s = json.loads(self._clock.read_text()) if self._clock.exists() else 0.0
+        self._earlier_s = _seconds(self._clock)
         self._making = False
 
     @property
@@ -30,19 +32,14 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Return the seconds that this run and those before it took to make what is there."""
-        return float(self._earlier_s) + self._making * self._this_run_s
+        return self._earlier_s + self._making * self._this_run_s
 
     def _done(self) -> int:
-        return sum(u.passes for u in self._units if unit_path(self._folder, u).exists())
+        return sum(u.passes for u in self._units if is_whole(unit_file(self._folder, u).path))
 
     def start(self) -> None:
         """Say what is there already."""
-        teachers = [
-            teacher_path(self._folder, task.seed, small=small)
-            for task in self._tasks
-            for small in task.teachers
-        ]
-        if self._before == self._total and all(path.exists() for path in teachers):
+        if all(is_whole(file.path) for task in self._tasks for file in files(self._folder, task)):
             said = "all is done, and only the report is made"
         elif self._before:
             said = f"goes on: {self._before / self._total:.0%} was done before"
@@ -69,3 +66,12 @@ class Progress:
 
     def _minutes(self) -> str:
         return f"{self._this_run_s / 60:6.1f} min"
+
+
+def _seconds(clock: Path) -> float:
+    """Return what a clock's file says; 0 where it says nothing that can be: no result needs it."""
+    with suppress(OSError, ValueError, RecursionError):
+        seconds = json.loads(clock.read_text(encoding="utf-8"))
+        if type(seconds) in (int, float) and 0 <= seconds < inf:
+            return float(seconds)
+    return 0.0

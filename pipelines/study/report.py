@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.files import write_whole
+from kdcache.report.figures import Picture
 from kdcache.report.page import Section, render_page, template_source
 from pipelines.study import figures, sentences, tables, verdicts
+from pipelines.study.kept import finite
 from pipelines.study.markdown import render_markdown
 from pipelines.study.summary import FEWEST, budgets, distinct, in_order, select
 from pipelines.study.words import counted, listed, number
@@ -68,8 +70,12 @@ def style_name(style: str) -> str:
 
 
 def json_text(result: Mapping[str, Any]) -> str:
-    """Return a result as JSON with a line for each row of its lists, so that runs compare well."""
-    return "{\n" + ",\n".join(f"{json.dumps(k)}: {_rows(v)}" for k, v in result.items()) + "\n}\n"
+    """Return a result as JSON with a line for each row of its lists, so that runs compare well.
+
+    A KL that is none, of a student that diverged, is null, as is what follows from it.
+    """
+    items = finite(dict(result)).items()
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {_rows(v)}" for k, v in items) + "\n}\n"
 
 
 def _rows(value: Any) -> str:
@@ -118,10 +124,7 @@ def _enough(result: Mapping[str, Any]) -> list[str]:
 
 
 def _done(result: Mapping[str, Any]) -> list[str]:
-    machine, design = result["machine"], result["design"]
-    versions = listed([f"{name} {version}" for name, version in result["versions"].items()])
-    commit = f" at commit {result['commit']}" if result["commit"] else ""
-    where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    design = result["design"]
     return [
         f"The study of {PAPER}, made small: a teacher and students of scikit-learn's digits. Each "
         f"student has {number(design['images'])} images and is measured on "
@@ -131,9 +134,27 @@ def _done(result: Mapping[str, Any]) -> list[str]:
         f"Stored views, encodings, wrong replays and the small teacher are side studies, of "
         f"{counted(len(design['side_seeds']), 'seed')}, the side seeds; all else has "
         f"{len(design['seeds'])}.",
-        f"Made by {result['command']} on {result['date']}{commit}, in "
-        f"{result['seconds'] / 60:.0f} minutes on {where}; {versions}.",
+        f"{_origins(result['made'])} They took {result['seconds'] / 60:.0f} minutes by the clock, "
+        "added up over the runs of the command that made any. Report made by "
+        f"{result['command']} on {result['date']}, {_at(result['commit'])}.",
     ]
+
+
+def _origins(made: Sequence[Mapping[str, Any]]) -> str:
+    """Say by which code and on what the units were computed."""
+    places: dict[str, list[str]] = {}
+    for one in made:
+        machine = one["machine"]
+        where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+        versions = listed([f"{name} {version}" for name, version in one["versions"].items()])
+        told = f"{number(one['units'])} {_at(one['commit'])}"
+        places.setdefault(f"on {where}; {versions}", []).append(told)
+    said = [f"{listed(commits)}, {place}." for place, commits in places.items()]
+    return f"Units computed (a teacher measured, or students trained together): {' '.join(said)}"
+
+
+def _at(commit: str | None) -> str:
+    return f"at commit {commit}" if commit else "at a commit that is not known"
 
 
 def _design(result: Mapping[str, Any]) -> tables.Table:
@@ -187,11 +208,15 @@ def _main(result: Mapping[str, Any]) -> list[Section]:
             "KL to the teacher, and patience",
             paragraphs=[f"{_means_are(result['design'])} {' '.join(steps)}"],
             table=tables.by_budget(runs, "kl"),
-            figures=[figures.arms(runs)],
+            figures=_drawn(figures.arms(runs)),
         ),
         Section("Agreement with the teacher, %", table=tables.by_budget(runs, "agreement")),
         Section("Accuracy against the labels, %", table=tables.by_budget(runs, "accuracy")),
     ]
+
+
+def _drawn(*pictures: Picture | None) -> list[Picture]:
+    return [picture for picture in pictures if picture is not None]
 
 
 def _means_are(design: Mapping[str, Any]) -> str:
@@ -239,7 +264,7 @@ def _views(result: Mapping[str, Any]) -> list[Section]:
                 f"same runs, here of the {len(design['side_seeds'])} side seeds, there of all "
                 f"{len(design['seeds'])}, so that the means differ a little.",
             ],
-            figures=[figures.views(rows, reuse=False), figures.views(rows, reuse=True)],
+            figures=_drawn(figures.views(rows, reuse=False), figures.views(rows, reuse=True)),
             table=tables.views(rows),
         ),
         *_near_live(equivalence),
@@ -283,7 +308,7 @@ def _encodings(result: Mapping[str, Any]) -> list[Section]:
             "What an encoding costs",
             paragraphs=said,
             table=tables.encodings(rows),
-            figures=[figures.encodings(rows)],
+            figures=_drawn(figures.encodings(rows)),
         )
     ]
 

@@ -160,20 +160,24 @@ def equivalence(design: Design, views: Sequence[Row], *, mixed: bool, epochs: in
     smallest_views: the fewest that are equivalent with all larger counts; None for none.
     smallest_views_ratio: so, where the KL must be within RATIO_MARGIN of the live one.
     """
-    kl: dict[int | None, list[float]] = {}
-    for r in sorted(views, key=lambda r: r["seed"]):
+    kl: dict[int | None, dict[int, float]] = {}
+    for r in views:
         if r["mixed"] == mixed and r["epochs"] == epochs:
-            kl.setdefault(r["views"], []).append(r["kl"])
+            kl.setdefault(r["views"], {})[r["seed"]] = r["kl"]
+    live = [kl[None][seed] for seed in sorted(kl[None])]
     rows: list[Row] = []
     for count in sorted(c for c in kl if c is not None):
-        found = equivalence_test(kl[count], kl[None], margin=design.margin_nats)
-        p_ratio = p_of_ratio(kl[count], kl[None], margin=RATIO_MARGIN)
+        if kl[count].keys() != kl[None].keys():
+            raise ValueError(f"{count} views: seeds {sorted(kl[count])}, live {sorted(kl[None])}")
+        ours = [kl[count][seed] for seed in sorted(kl[count])]
+        found = equivalence_test(ours, live, margin=design.margin_nats)
+        p_ratio = p_of_ratio(ours, live, margin=RATIO_MARGIN)
         rows.append(
             {
                 "views": count,
                 **_columns(found),
                 "equivalent": found.p < LEVEL,
-                "ratio": mean(kl[count]) / mean(kl[None]),
+                "ratio": mean(ours) / mean(live),
                 "p_ratio": p_ratio,
                 "equivalent_ratio": p_ratio < LEVEL,
             }
@@ -185,7 +189,7 @@ def equivalence(design: Design, views: Sequence[Row], *, mixed: bool, epochs: in
         "margin": design.margin_nats,
         "smallest_views": smallest,
         "reuse": None if smallest is None else epochs / smallest,
-        "live_kl": mean(kl[None]),
+        "live_kl": mean(live),
         "ratio_margin": RATIO_MARGIN,
         "smallest_views_ratio": _smallest(rows, "equivalent_ratio"),
         "rows": rows,

@@ -20,6 +20,7 @@ from kdcache.processes import end_with
 from pipelines.study.cases import grid, seed_units, tuning_units
 from pipelines.study.design import ARMS, Arm, Design, Setting
 from pipelines.study.kept import Row, SeedRows, Task, read_seed
+from pipelines.study.made import origins
 from pipelines.study.progress import Progress
 
 _TICK_S = 15.0
@@ -34,6 +35,7 @@ def run_study(design: Design, out: Path, *, workers: int) -> dict[str, Any]:
     """Return what the study finds. workers: processes; 0 runs all in this one."""
     folder = study_folder(design, out)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "units").mkdir(exist_ok=True)
     tuning = [
         Task(seed, tuple(tuning_units(design, seed)), "validation") for seed in design.tuning_seeds
     ]
@@ -55,6 +57,7 @@ def run_study(design: Design, out: Path, *, workers: int) -> dict[str, Any]:
             sections.setdefault(unit.section, []).extend(part)
     return {
         "seconds": round(progress.seconds, 1),
+        "made": origins(made for rows in chosen + found for made in rows.made),
         "teachers": [rows.teachers[0] for rows in found],
         "small_teachers": [rows.teachers[1] for rows in found if len(rows.teachers) > 1],
         **findings(design, sections, tuned=tuned),

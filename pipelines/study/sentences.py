@@ -5,6 +5,7 @@ No sentence assumes a result: each has a form for what holds and one for what do
 """
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from pipelines.study.summary import (
@@ -34,12 +35,12 @@ GRIDS = ("learning_rate", "temperature", "weight_decay")
 
 
 def ranking(runs: Sequence[Row], epochs: int) -> list[tuple[str, float]]:
-    """Return the arms and their mean KL after so many epochs, the lowest first."""
+    """Return the arms and their mean KL after so many epochs: the lowest first, NaN last."""
     there = select(runs, epochs=epochs)
     means = [
         (arm, mean_over_seeds(select(there, arm=arm)).mean) for (arm,) in distinct(there, "arm")
     ]
-    return sorted(means, key=lambda pair: pair[1])
+    return sorted(means, key=lambda pair: (isnan(pair[1]), pair[1]))
 
 
 def best_and_worst(runs: Sequence[Row], epochs: int) -> str:
@@ -121,12 +122,15 @@ def fewest(part: Mapping[str, Any], views: int | None) -> str:
 def margins_are(equivalence: Sequence[Mapping[str, Any]]) -> str:
     """Say where the margins come from, and how wide the first one is."""
     part = max(equivalence, key=lambda part: (part["epochs"], part["mixed"]))
-    return (
-        f"The margin of {number(part['margin'])} nats was named with the task, before any run. It "
-        f"is {share(part['margin'] / part['live_kl'])} of the KL of {kind_of_views(part['mixed'])} "
-        f"views with a live teacher after {number(part['epochs'])} epochs, so it is wide there; "
-        f"the margin of {share(part['ratio_margin'])} was added after the results were seen."
-    )
+    said = f"The margin of {number(part['margin'])} nats was named with the task, before any run."
+    if not isnan(part["live_kl"]):
+        said += (
+            f" It is {share(part['margin'] / part['live_kl'])} of the KL of "
+            f"{kind_of_views(part['mixed'])} views with a live teacher after "
+            f"{number(part['epochs'])} epochs, so it is wide there."
+        )
+    added = f"the margin of {share(part['ratio_margin'])} was added after the results were seen."
+    return f"{said[:-1]}; {added}"
 
 
 def kind_of_views(mixed: bool) -> str:

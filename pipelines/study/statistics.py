@@ -1,15 +1,17 @@
 """Paired tests over seeds. Pure."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.study.summary import FEWEST, estimate
+from pipelines.study.summary import FEWEST, estimate, interval
 
 LEVEL = 0.05
+Alternative = Literal["greater", "less", "two-sided"]
+_ROUNDING = 1e-12  # nats; no spread of seeds is as small
 
 
 class Paired(NamedTuple):
@@ -26,10 +28,9 @@ def paired_test(better: Sequence[float], worse: Sequence[float], *, one_sided: b
 
     p: of Student's paired t test, that the mean is not lower; two-sided: that it is the same.
     """
-    found = estimate(tuple(np.subtract(better, worse, dtype=np.float64).tolist()))
-    alternative = "less" if one_sided else "two-sided"
-    p = stats.ttest_rel(better, worse, alternative=alternative).pvalue
-    return Paired(*found, float(p))
+    difference_N = _differences(better, worse)
+    p = _p(difference_N, "less" if one_sided else "two-sided")
+    return Paired(*estimate(tuple(difference_N.tolist())), p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -52,23 +53,39 @@ def equivalence_test(ours: Sequence[float], theirs: Sequence[float], *, margin: 
 
     Source: Schuirmann 1987, doi:10.1007/BF01068419.
     """
-    difference_N = np.subtract(ours, theirs, dtype=np.float64)
+    difference_N = _differences(ours, theirs)
     low = high = np.nan
     if len(difference_N) >= FEWEST:
-        found = stats.ttest_1samp(difference_N, 0.0)
-        low, high = map(float, found.confidence_interval(1 - 2 * LEVEL))
+        low, high = interval(difference_N, share=1 - 2 * LEVEL)
     p = _p_of_both(difference_N + margin, difference_N - margin)
     return Paired(float(difference_N.mean()), low, high, p)
 
 
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> NDArray[np.float64]:
+    """Return the differences of pairs; unlike NumPy's, none where one is paired with several."""
+    return np.asarray([a - b for a, b in zip(ours, theirs, strict=True)], np.float64)
+
+
 def p_of_ratio(ours: Sequence[float], theirs: Sequence[float], *, margin: float) -> float:
     """Return the equivalence test's p that the ratio of the means is not within 1 +- margin."""
-    ours_N, theirs_N = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    return _p_of_both(ours_N - (1 - margin) * theirs_N, ours_N - (1 + margin) * theirs_N)
+    low, high = (
+        _differences(ours, [bound * value for value in theirs])
+        for bound in (1 - margin, 1 + margin)
+    )
+    return _p_of_both(low, high)
 
 
 def _p_of_both(above_N: NDArray[np.float64], below_N: NDArray[np.float64]) -> float:
-    """Return p that not both one mean is above zero and the other below."""
-    above = stats.ttest_1samp(above_N, 0.0, alternative="greater")
-    below = stats.ttest_1samp(below_N, 0.0, alternative="less")
-    return max(float(above.pvalue), float(below.pvalue))
+    """Return p that not both one mean is above zero and the other below; NaN where one is."""
+    return float(np.maximum(_p(above_N, "greater"), _p(below_N, "less")))
+
+
+def _p(values_N: NDArray[np.float64], alternative: Alternative) -> float:
+    """Return Student's p of a mean against zero; of values that are equal, 0 or 1."""
+    if len(values_N) < 2:
+        return np.nan
+    if np.ptp(values_N) <= _ROUNDING:
+        mean = float(values_N.mean())
+        side = {"greater": mean, "less": -mean, "two-sided": abs(mean)}[alternative]
+        return float(side <= _ROUNDING)
+    return float(stats.ttest_1samp(values_N, 0.0, alternative=alternative).pvalue)

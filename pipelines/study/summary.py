@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 Row = dict[str, Any]
@@ -45,8 +46,14 @@ def estimate(values: tuple[float, ...]) -> Estimate:
     mean = float(sample.mean())
     if len(sample) < FEWEST:
         return Estimate(mean, np.nan, np.nan)
-    reach = float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
-    return Estimate(mean, mean - reach, mean + reach)
+    return Estimate(mean, *interval(sample, share=0.95))
+
+
+def interval(sample: NDArray[np.float64], *, share: float) -> tuple[float, float]:
+    """Return Student's t interval of the mean of values."""
+    mean = float(sample.mean())
+    reach = float(stats.t.ppf((1 + share) / 2, len(sample) - 1) * stats.sem(sample))
+    return mean - reach, mean + reach
 
 
 @cache

@@ -1,6 +1,7 @@
 """Tables of the study: rows of cells, the first row the headings; empty where nothing ran; pure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from pipelines.study.sentences import (
@@ -22,6 +23,7 @@ from pipelines.study.summary import (
 )
 from pipelines.study.verdicts import finding, hypothesis
 from pipelines.study.words import (
+    DIVERGED,
     listed,
     nats,
     number,
@@ -129,6 +131,8 @@ def equivalence(parts: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _above_live(row: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    if isnan(row["difference"]):
+        return DIVERGED
     margins = [f"{number(part['margin'])} nats"] * row["equivalent"]
     margins += [share(part["ratio_margin"])] * row["equivalent_ratio"]
     above = f"{with_interval(estimate_of(row), signed_nats)}, {row['ratio']:.2f} times"

@@ -1,11 +1,12 @@
 """What the tests found, told from their numbers alone; pure."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from pipelines.study.sentences import FUNCTION_MATCHING, GRIDS, is_end, place
 from pipelines.study.summary import Row
-from pipelines.study.words import arms_named, listed, number, p_value, signed_nats
+from pipelines.study.words import DIVERGED, arms_named, listed, number, p_value, signed_nats
 
 SEPARATES, CONTRADICTED, UNDECIDED = "separates", "contradicted", "undecided"
 Test = Mapping[str, Any]
@@ -68,10 +69,10 @@ def _counts(tests: Sequence[Test]) -> str:
 def _missed(test: Test) -> str:
     if test["separates"]:
         return ""
-    return (
-        f"{hypothesis(test)} after {number(test['epochs'])} epochs "
-        f"({signed_nats(test['difference'])} nats, p = {p_value(test['p_holm'])}, {verdict(test)})"
-    )
+    found = f"{signed_nats(test['difference'])} nats, p = {p_value(test['p_holm'])}"
+    if isnan(test["difference"]):
+        found = DIVERGED
+    return f"{hypothesis(test)} after {number(test['epochs'])} epochs ({found}, {verdict(test)})"
 
 
 def claims_found(result: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from math import isnan
 from pipelines.study.summary import Estimate
 
 MINUS, TO = "−", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}"
+DIVERGED = "diverged"  # in the place of a KL: a seed of its mean has none
 
 
 def nats(value: float) -> str:
@@ -34,7 +35,7 @@ def points(value: float) -> str:
 
 
 def _shown(value: float, form: str) -> str:
-    return format(value, form).replace("-", MINUS)
+    return DIVERGED if isnan(value) else format(value, form).replace("-", MINUS)
 
 
 def with_interval(estimate: Estimate, show: Callable[[float], str] = nats) -> str:
@@ -45,7 +46,7 @@ def with_interval(estimate: Estimate, show: Callable[[float], str] = nats) -> st
 
 def p_value(value: float | None) -> str:
     """Return a probability to three decimals; nothing where there is none."""
-    if value is None:
+    if value is None or isnan(value):
         return ""
     return "<\N{NO-BREAK SPACE}0.001" if value < 0.001 else f"{value:.3f}"
 

@@ -1,6 +1,7 @@
 """The work of one seed: its views, and its units, each kept in a file of its own."""
 
-from dataclasses import asdict, replace
+import shutil
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,19 @@ from typing import Any
 import torch
 
 from kdcache.data.document import load_dataset
+from kdcache.errors import CorruptError, DataError, IncompleteError, MismatchError
 from kdcache.targets.target import SparseTarget
 from pipelines.study.bank import Bank, Lesson, score_bank, train_bank
-from pipelines.study.cases import Case, Unit
+from pipelines.study.cases import Case, Unit, columns
 from pipelines.study.data import Source, Table, teacher_accuracy
 from pipelines.study.design import Design, Part, student
 from pipelines.study.faults import wrong_pixels
-from pipelines.study.kept import Row, SeedRows, Task, keep_rows, teacher_path, unit_path
+from pipelines.study.kept import Row, SeedRows, Task, files, keep_rows, seed_rows
 from pipelines.study.lessons import RECIPES, make_lesson
+from pipelines.study.made import made_here
+
+# What a seed's folder can be damaged by; other errors are not mended by making it anew.
+DAMAGE = (CorruptError, DataError, IncompleteError, MismatchError)
 
 
 class Views:
@@ -113,24 +119,12 @@ class Seed:
         return replace(lesson, pixels_VRHW=pixels)
 
     def _columns(self, unit: Unit, case: Case) -> Row:
-        """Return what names a student in its section of the result."""
-        common: Row = {"epochs": unit.epochs, "seed": unit.seed}
-        if unit.section == "tuning":
-            return {"arm": case.arm, **common, "setting": asdict(case.setting)}
-        if unit.section == "views":
-            return {"views": case.views, "mixed": case.arm == "function matching", **common}
-        if unit.section == "wrong_replay":
-            return {"fault": case.fault, "recipe": RECIPES[case.arm], **common}
-        if unit.section == "encodings":
-            table = self._views(unit, case.kept).views("funmatch")
-            return {
-                "k": case.kept,
-                "stored_temperature": None,
-                "temperature": case.setting.temperature,
-                **common,
-                "bytes_per_view": table.bytes_per_view,
-            }
-        return {"arm": case.arm, **common}
+        """Return what stands before a student's scores."""
+        named = columns(unit, case)
+        if unit.section != "encodings":
+            return named
+        table = self._views(unit, case.kept).views("funmatch")
+        return {**named, "bytes_per_view": table.bytes_per_view}
 
     def teacher(self, small: bool) -> list[Row]:
         """Return the row of the seed's teacher."""
@@ -139,17 +133,29 @@ class Seed:
 
 
 def run_seed(design: Design, folder: Path, task: Task) -> SeedRows:
-    """Return the rows of a task; all are kept in files."""
+    """Return the rows of a task; all are kept in files.
+
+    What the seed's students learn from is made anew, once, where it is damaged.
+
+    Raises:
+        KdcacheError: what was made anew cannot be used, either.
+    """
     torch.set_num_threads(1)  # networks this small lose by more, and other seeds have the cores
-    work = Seed(design, folder, task.seed, part=task.part)
-    teachers = [
-        keep_rows(teacher_path(folder, task.seed, small=small), None, partial(work.teacher, small))
-        for small in task.teachers
-    ]
-    return SeedRows(
-        [row for (row,) in teachers],
-        [
-            keep_rows(unit_path(folder, unit), asdict(unit), partial(work.rows, unit))
-            for unit in task.units
-        ],
-    )
+    own = folder / f"seed-{task.seed}"
+    try:
+        return _run_seed(design, folder, task)
+    except DAMAGE as error:
+        print(f"{error}\n{own}: damaged; made anew", flush=True)
+        shutil.rmtree(own)
+    try:
+        return _run_seed(design, folder, task)
+    except DAMAGE as error:
+        raise type(error)(f"{error}; made anew it is the same: delete {own}, run again") from None
+
+
+def _run_seed(design: Design, folder: Path, task: Task) -> SeedRows:
+    work, made = Seed(design, folder, task.seed, part=task.part), made_here()
+    makers = [partial(work.teacher, small) for small in task.teachers]
+    makers += [partial(work.rows, unit) for unit in task.units]
+    found = zip(files(folder, task), makers, strict=True)
+    return seed_rows(task, [keep_rows(file, make, made=made) for file, make in found])

@@ -71,6 +71,14 @@ def make_result(*, holds: bool, seeds: int = 6) -> dict[str, Any]:
         "commit": "0123abc",
         "seconds": 3500.0,
         "quick": False,
+        "made": [
+            {
+                "commit": "4567def",
+                "machine": {"cpu": "a CPU", "cores": 2, "gpu": None},
+                "versions": {"python": "3.11.2", "torch": "2.11.0"},
+                "units": 30,
+            }
+        ],
         "machine": {"cpu": "a CPU", "cores": 2, "gpu": None},
         "versions": {"python": "3.11.2", "torch": "2.11.0"},
         "design": {

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,16 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from kdcache.errors import UsageError
 from kdcache.files import alone
 from kdcache.identity import digest
 from pipelines import paper
 from pipelines.study import data, kept, work
-from pipelines.study.cases import Unit, grid, seed_units, tuning_units
+from pipelines.study.cases import Unit, columns, grid, seed_units, tuning_units
 from pipelines.study.design import ARMS, FULL, QUICK, Design, Setting
-from pipelines.study.kept import Task, unit_path
+from pipelines.study.kept import Task, unit_file
+from pipelines.study.made import origins
 from pipelines.study.progress import Progress
+from pipelines.study.run import study_folder
 from tests.tiny import FORK
 
 TINY = Design(
@@ -135,9 +140,9 @@ def test_a_study_says_how_much_was_done_before_and_guesses_no_rest_too_early(
     total = sum(unit.passes for unit in units)
 
     def done(unit: Unit) -> None:
-        path = unit_path(tmp_path, unit)
+        path = unit_file(tmp_path, unit).path
         path.parent.mkdir(exist_ok=True)
-        shutil.copy(unit_path(_folder(folders[0]), unit), path)
+        shutil.copy(unit_file(_folder(folders[0]), unit).path, path)
 
     Progress(tmp_path, tasks).start()
     done(units[0])
@@ -176,20 +181,177 @@ def test_a_study_is_stopped_without_a_word_too_much(
     assert process.returncode == code
 
 
+# --- the files of rows ---------------------------------------------------------------------
+
+UNIT = next(unit for unit in seed_units(TINY, 0, tuned=TUNED) if unit.section == "runs")
+MADE = {"commit": "0123abc", "machine": {"cpu": "a CPU"}, "versions": {}}
+
+
+def _rows(kl: float) -> list[Result]:
+    scores = {"kl": kl, "agreement": 0.5, "accuracy": 1.0}
+    return [{**columns(UNIT, case), **scores} for case in UNIT.cases]
+
+
+def _keep(folder: Path, kl: float, unit: Unit = UNIT) -> float:
+    """Return the KL that a unit's file holds; made with this one where it must be."""
+    (folder / "units").mkdir(exist_ok=True)
+    found = kept.keep_rows(kept.unit_file(folder, unit), lambda: _rows(kl), made=MADE)
+    assert found.made == MADE
+    value: float = found.rows[0]["kl"]
+    return value
+
+
 def test_rows_of_other_settings_are_not_used(tmp_path: Path) -> None:
-    path = tmp_path / "units" / "a.json"
-    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
-    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
-    assert kept.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.7}]) == [{"kl": 0.7}]
-    assert kept.keep_rows(path, {"lr": 2}, lambda: [{"kl": 0.9}]) == [{"kl": 0.7}]
+    first, *others = UNIT.cases
+    case = first._replace(setting=replace(first.setting, learning_rate=1.0))
+    other = replace(UNIT, cases=(case, *others))
+    assert [_keep(tmp_path, kl) for kl in (0.5, 0.9)] == [0.5, 0.5]
+    assert [_keep(tmp_path, kl, other) for kl in (0.7, 0.9)] == [0.7, 0.7]
 
 
-@pytest.mark.parametrize("damaged", ["", '{"settings": {"lr": 1}', "[]", '{"rows": []}'])
+def _swapped(content: Result) -> None:
+    one, two, *_ = content["rows"]
+    one["arm"], two["arm"] = two["arm"], one["arm"]
+
+
+POSSIBLE = "ten times the KL"  # only its digest shows that this is not what was measured
+CHANGES: dict[str, Callable[[Result], object]] = {
+    POSSIBLE: lambda content: content["rows"][0].update(kl=5.0),
+    "a KL below zero": lambda content: content["rows"][0].update(kl=-5),
+    "a KL of text": lambda content: content["rows"][0].update(kl="0.5"),
+    "two arms swapped": _swapped,
+    "a row doubled": lambda content: content["rows"].append(content["rows"][0]),
+    "a row missing": lambda content: content["rows"].pop(),
+    "no rows": lambda content: content.update(rows=[]),
+    "null": lambda content: content.update(rows=None),
+    "text": lambda content: content.update(rows="abc"),
+    "rows of numbers": lambda content: content.update(rows=[1] * len(content["rows"])),
+    "another seed": lambda content: content["settings"].update(seed=7),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "digested"),
+    [(name, own) for name in CHANGES for own in (False, True) if (name, own) != (POSSIBLE, True)],
+)
+def test_a_file_whose_rows_were_changed_is_made_anew_and_named(
+    tmp_path: Path, change: str, digested: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _keep(tmp_path, 0.5)
+    path = kept.unit_file(tmp_path, UNIT).path
+    content = json.loads(path.read_text())
+    CHANGES[change](content)
+    if digested:
+        content.pop("digest")
+        content["digest"] = digest(content)
+    path.write_text(json.dumps(content))
+    assert [_keep(tmp_path, kl) for kl in (0.7, 0.9)] == [0.7, 0.7]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}: ")
+    assert line.endswith("; made anew")
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", '{"settings": {"lr": 1}', "[]", '{"rows": []}', "[" * 200_000]
+)
 def test_a_damaged_file_is_made_anew(tmp_path: Path, damaged: str) -> None:
-    path = tmp_path / "a.json"
+    path = kept.unit_file(tmp_path, UNIT).path
+    path.parent.mkdir()
     path.write_text(damaged)
-    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.5}]) == [{"kl": 0.5}]
-    assert kept.keep_rows(path, {"lr": 1}, lambda: [{"kl": 0.9}]) == [{"kl": 0.5}]
+    assert not kept.is_whole(path)
+    assert [_keep(tmp_path, kl) for kl in (0.7, 0.9)] == [0.7, 0.7]
+    assert kept.is_whole(path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_made_anew(tmp_path: Path) -> None:
+    path = kept.unit_file(tmp_path, UNIT).path
+    (path / "more").mkdir(parents=True)
+    assert [_keep(tmp_path, kl) for kl in (0.7, 0.9)] == [0.7, 0.7]
+
+
+def test_a_teacher_is_not_that_of_another_seed(tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir()
+    one, two = (kept.teacher_file(tmp_path, seed, part="test", small=False) for seed in (0, 1))
+    for file in (one, two):
+        kept.keep_rows(file, lambda: [{**file.named[0], "accuracy": 0.5}], made=MADE)  # noqa: B023
+    assert kept.read_rows(one) is not None
+    one.path.write_bytes(two.path.read_bytes())
+    assert kept.read_rows(one) is None
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_student_that_diverged_has_no_kl_and_is_kept(tmp_path: Path, kl: float) -> None:
+    assert math.isnan(_keep(tmp_path, kl))
+    assert math.isnan(_keep(tmp_path, 0.5))
+    content = json.loads(kept.unit_file(tmp_path, UNIT).path.read_text())
+    assert content["rows"][0]["kl"] is None
+
+
+@pytest.mark.parametrize("clock", ["", "[]", "NaN", "-1e9", "true", "[" * 200_000])
+def test_a_clock_that_says_nothing_starts_at_zero(tmp_path: Path, clock: str) -> None:
+    (tmp_path / "seconds.json").write_text(clock)
+    assert Progress(tmp_path, []).seconds == 0
+
+
+def test_the_result_counts_the_units_of_each_origin() -> None:
+    other = {**MADE, "commit": "fed"}
+    assert origins([other, MADE, dict(MADE)]) == [{**MADE, "units": 2}, {**other, "units": 1}]
+
+
+def _broken(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "truncated weights": ("runs/teacher/*.safetensors", _cut),
+    "a truncated tar": ("data/student/*.tar", _cut),
+    "a flipped bit": ("cache-student-consistent-dense/logits/c/0/0/0/0", _broken),
+    "an empty data folder": ("data/student", lambda path: (shutil.rmtree(path), path.mkdir())[1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_students_learn_from_is_made_anew_where_it_is_damaged(
+    folders: tuple[Path, Path], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "seed-0"
+    shutil.copytree(_folder(folders[0]) / "seed-0", own)
+    (tmp_path / "units").mkdir()
+    pattern, change = DAMAGES[damage]
+    (path,) = (own / "large").glob(pattern)
+    change(path)
+    arms = [case for case in UNIT.cases if case.arm == "consistent"]
+    task = Task(0, (replace(UNIT, cases=tuple(arms)),), "test")
+    threads = torch.get_num_threads()
+    (row,) = work.run_seed(TINY, tmp_path, task).units[0]
+    torch.set_num_threads(threads)
+    told = f"{own}: damaged; made anew" in capsys.readouterr().out
+    assert told == (damage != "an empty data folder")  # which is as one that is not there
+    assert row["kl"] > 0
+
+
+@pytest.mark.parametrize("place", ["", "units", ".lock"])
+def test_a_place_that_cannot_be_written_is_named_in_a_line(tmp_path: Path, place: str) -> None:
+    path = study_folder(QUICK, tmp_path / "out") / place
+    path.parent.mkdir(parents=True)
+    path.mkdir() if place == ".lock" else path.write_text("")
+    found = CliRunner().invoke(_app(), ["--quick", "--out", str(tmp_path / "out")])
+    assert (found.exit_code, found.stdout) == (2, "")
+    (line,) = found.stderr.splitlines()
+    assert line.startswith(f"{path}: ")
+    assert line.endswith("run again")
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(paper.main)
+    return app
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -216,6 +378,12 @@ def result(folders: tuple[Path, Path]) -> Result:
     return _result(folders[0])
 
 
+def _num_units() -> int:
+    seeds = [Task(seed, tuple(seed_units(TINY, seed, tuned=TUNED)), "test") for seed in (0, 1)]
+    tuning = Task(100, tuple(tuning_units(TINY, 100)), "validation")
+    return sum(len(kept.files(Path(), task)) for task in [*seeds, tuning])
+
+
 def test_the_result_says_how_where_and_what(result: Result) -> None:
     assert result["command"] == "make paper-quick"
     assert result["quick"] is True
@@ -225,6 +393,9 @@ def test_the_result_says_how_where_and_what(result: Result) -> None:
     assert result["design"]["student_parameters"] == 14_458
     assert result["design"]["teacher_parameters"] == 390_890
     assert list(result["design"]["arms"]) == list(ARMS)
+    (made,) = result["made"]
+    assert made["commit"] == result["commit"]
+    assert made["units"] == _num_units()
     assert [t["seed"] for t in result["teachers"]] == [0, 1]
     assert [t["seed"] for t in result["small_teachers"]] == [0, 1]
     teachers = result["teachers"] + result["small_teachers"]

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from kdcache.report.figures import Picture
 from kdcache.report.page import Section
 from pipelines.study import figures, sentences, tables, words
+from pipelines.study.design import FULL
 from pipelines.study.markdown import render_markdown
 from pipelines.study.report import json_text, make_sections, style_name, write_results
+from pipelines.study.results import equivalence, make_tests
 from pipelines.study.summary import Estimate, difference, mean_over_seeds, select
 from tests.cli.making import ROOT
 from tests.pipelines.study_result import ARMS, BUDGETS, make_result
@@ -318,9 +320,46 @@ def test_the_numbers_are_kept_a_row_a_line(folder: Path) -> None:
     assert text.count('\n {"arm"') == len(HOLDING["runs"]) + len(HOLDING["small_teacher"])
 
 
-def test_a_number_that_is_none_is_not_written() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        json_text({"runs": [{"kl": math.nan}]})
+def test_a_number_that_is_none_is_written_as_null() -> None:
+    found = json.loads(json_text({"runs": [{"kl": math.nan, "k": None}], "kl": -math.inf}))
+    assert found == {"runs": [{"kl": None, "k": None}], "kl": None}
+
+
+def test_a_student_that_diverged_is_told_as_such_and_decides_nothing(tmp_path: Path) -> None:
+    base = {row["epochs"]: row for row in HOLDING["equivalence"]}
+    runs = [
+        {"arm": arm, "epochs": e, "seed": s, "agreement": 0.9, "accuracy": 0.9,
+         "kl": math.nan if (arm, s) == ("consistent", 1) else 0.5 + (n * s) % 5 / 100}
+        for n, arm in enumerate(ARMS) for e in FULL.budgets for s in FULL.seeds
+    ]  # fmt: skip
+    views = [
+        {**row, "views": count, "mixed": arm == "function matching"}
+        for row in runs
+        for count in (8, None)
+        if (arm := row["arm"]) in ("consistent", "function matching")
+        and row["seed"] in FULL.side_seeds
+    ]
+    views = [{name: value for name, value in row.items() if name != "arm"} for row in views]
+    equal = [
+        equivalence(FULL, views, mixed=mixed, epochs=e) for mixed in (True, False) for e in base
+    ]
+    tests = make_tests(FULL, runs)
+    found = {"runs": runs, "tests": tests, "views": views, "equivalence": equal}
+    for name in ("encodings", "wrong_replay", "small_teacher"):
+        found[name] = [
+            {**row, "kl": math.nan} if row["seed"] == 0 else row for row in HOLDING[name]
+        ]
+    write_results({**HOLDING, **found}, tmp_path)
+    text = (tmp_path / "digits.md").read_text()
+    assert re.search(r"\| consistent \| diverged \| diverged \| diverged \|", text)
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    kept = json.loads((tmp_path / "digits.json").read_text())
+    assert {row["kl"] for row in select(kept["runs"], arm="consistent", seed=1)} == {None}
+    touched = [t for t in kept["tests"] if "consistent" in (t["better"], t["worse"])]
+    assert touched
+    assert {(t["p"], t["separates"], t["contradicted"]) for t in touched} == {(None, False, False)}
+    assert not any(row["equivalent"] for part in equal if not part["mixed"] for row in part["rows"])
+    assert all(row["equivalent"] for part in equal if part["mixed"] for row in part["rows"])
 
 
 def test_the_text_shows_every_picture_that_lies_beside_it(folder: Path) -> None:
@@ -333,7 +372,15 @@ def test_the_text_shows_every_picture_that_lies_beside_it(folder: Path) -> None:
 def test_the_page_and_the_text_say_what_was_run(folder: Path) -> None:
     for name in ("digits.md", "digits.html"):
         text = (folder / name).read_text()
-        for part in ("make paper", "2031-05-06", "0123abc", "torch 2.11.0", "a CPU", *ARMS):
+        for part in (
+            "make paper",
+            "2031-05-06",
+            "at commit 0123abc",
+            "30 at commit 4567def",
+            "torch 2.11.0",
+            "a CPU",
+            *ARMS,
+        ):
             assert part in text
 
 

@@ -65,6 +65,20 @@ def test_the_smallest_number_of_views_is_equivalent_with_all_larger_ones(
     assert [row["views"] for row in found["rows"]] == list(above)
 
 
+def test_views_are_paired_by_seed_in_whatever_order_they_come() -> None:
+    rows = _views({8: 0.02, 16: 0.0})
+    found = equivalence(FULL, rows, mixed=True, epochs=600)
+    stored, live = ([row for row in rows if (row["views"] is None) == own] for own in (0, 1))
+    assert equivalence(FULL, [*live[::-1], *stored], mixed=True, epochs=600) == found
+
+
+@pytest.mark.parametrize("seeds", [{0}, {0, 1, 2}, set(range(1, 5))])
+def test_views_of_other_seeds_than_the_live_ones_are_refused(seeds: set[int]) -> None:
+    rows = [row for row in _views({8: 0.0}) if row["views"] or row["seed"] in seeds]
+    with pytest.raises(ValueError, match="8 views: seeds"):
+        equivalence(FULL, rows, mixed=True, epochs=600)
+
+
 def test_a_ratio_is_held_to_a_margin_of_its_own() -> None:
     found = equivalence(FULL, _views({8: 0.02, 16: 0.0}), mixed=True, epochs=600)
     assert (found["smallest_views"], found["smallest_views_ratio"]) == (8, 16)

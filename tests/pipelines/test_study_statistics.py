@@ -112,3 +112,31 @@ def test_equivalence_is_an_interval_within_the_margin(seed: int) -> None:
     ours, theirs = random.normal(0.01, 0.02, 5), random.normal(0, 0.01, 5)
     found = equivalence_test(ours.tolist(), theirs.tolist(), margin=0.03)
     assert (found.p < 0.05) == (found.low > -0.03 and found.high < 0.03)
+
+
+@pytest.mark.parametrize("margin", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("theirs", [0.0, 0.09, 0.1, 1.7])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equal_differences_are_equivalent_within_the_margin_alone(
+    margin: float, theirs: float, sign: int
+) -> None:
+    for share, p in ((0.99, 0.0), (1.0, 1.0), (1.01, 1.0)):
+        ours = [theirs + sign * share * margin] * 5
+        assert equivalence_test(ours, [theirs] * 5, margin=margin).p == p
+
+
+def test_a_ratio_on_its_margin_is_not_within_it() -> None:
+    assert p_of_ratio([1.1] * 5, [1.0] * 5, margin=0.1) == 1
+    assert p_of_ratio([1.09] * 5, [1.0] * 5, margin=0.1) == 0
+
+
+@pytest.mark.parametrize("others", [1, 2, 6])
+def test_a_value_without_a_partner_is_refused(others: int) -> None:
+    theirs = [0.1] * others
+    for test in (
+        lambda: paired_test(LOW, theirs, one_sided=True),
+        lambda: equivalence_test(LOW, theirs, margin=0.03),
+        lambda: p_of_ratio(LOW, theirs, margin=0.1),
+    ):
+        with pytest.raises(ValueError, match="argument 2"):
+            test()
