@@ -16,7 +16,7 @@ from typing import Any
 
 from kdcache.files import alone
 from kdcache.identity import digest
-from kdcache.processes import end_with
+from kdcache.processes import StopRequest, end_with, noting_stops
 from pipelines.study.cases import grid, seed_units, tuning_units
 from pipelines.study.design import ARMS, Arm, Design, Setting
 from pipelines.study.kept import Row, SeedRows, Task, read_seed
@@ -41,7 +41,7 @@ def run_study(design: Design, out: Path, *, workers: int) -> dict[str, Any]:
     ]
     any_setting = {arm: grid(design, arm)[0] for arm in ARMS}
     with alone(folder, "another process runs this study; wait for it"):
-        progress = Progress(folder, tuning + _main_tasks(design, any_setting))
+        progress = Progress(folder, design, tuning + _main_tasks(design, any_setting))
         progress.start()
         from pipelines.study.results import choose, findings  # scipy: after the first words
 
@@ -74,6 +74,10 @@ def _main_tasks(design: Design, tuned: Mapping[Arm, Setting]) -> list[Task]:
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Give a pool whose processes start with the first work, and end at once by an exception."""
+    # What frees the semaphores of workers starts with the pool, and would speak of stopped ones.
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        [*filter(None, [os.environ.get("PYTHONWARNINGS")]), "ignore:resource_tracker"]
+    )
     pool = ProcessPoolExecutor(
         max(workers, 1),
         # Spawned: stores that were opened before a fork would hang after it.
@@ -117,11 +121,13 @@ class _Crew:
             made = {task.seed: _make_seed(self.design, self.folder, task) for task in tasks}
             self.progress.tell()
             return made
-        with _interrupts_blocked():
+        stop = StopRequest()  # noted: a worker that is half told what to do would complain
+        with noting_stops(stop), _interrupts_blocked():
             futures = {
                 task.seed: self.pool.submit(_make_seed, self.design, self.folder, task)
                 for task in tasks
             }
+        stop.check()
         left: set[Future[SeedRows]] = set(futures.values())
         while left:
             done, left = wait(left, timeout=_TICK_S, return_when=FIRST_EXCEPTION)

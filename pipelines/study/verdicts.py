@@ -8,6 +8,7 @@ from pipelines.study.sentences import FUNCTION_MATCHING, GRIDS, is_end, place
 from pipelines.study.summary import Row
 from pipelines.study.words import DIVERGED, arms_named, listed, number, p_value, signed_nats
 
+HOLM = "paired t tests with Holm's correction"
 SEPARATES, CONTRADICTED, UNDECIDED = "separates", "contradicted", "undecided"
 Test = Mapping[str, Any]
 
@@ -40,9 +41,6 @@ def tests_found(tests: Sequence[Test]) -> str:
     missed = [_missed(parts[0]) for parts in _claims(registered) if len(parts) == 1]
     told = [text for text in missed if text]
     return f"{counted} Not separating: {'; '.join(told)}." if told else counted
-
-
-HOLM = "paired t tests with Holm's correction"
 
 
 def _claims(tests: Sequence[Test]) -> list[list[Test]]:

@@ -24,7 +24,7 @@ from pipelines.study.cases import Unit, columns, grid, seed_units, tuning_units
 from pipelines.study.design import ARMS, FULL, QUICK, Design, Setting
 from pipelines.study.kept import Task, unit_file
 from pipelines.study.made import origins
-from pipelines.study.progress import Progress
+from pipelines.study.progress import Progress, costs
 from pipelines.study.run import study_folder
 from tests.tiny import FORK
 
@@ -136,29 +136,30 @@ def test_a_study_says_how_much_was_done_before_and_guesses_no_rest_too_early(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tasks = [Task(0, tuple(seed_units(TINY, 0, tuned=TUNED)), "test")]
-    units = sorted(tasks[0].units, key=lambda unit: unit.passes)
-    total = sum(unit.passes for unit in units)
+    units = sorted(tasks[0].units, key=lambda unit: unit.passes)  # the first has no views to make
+    cost = costs(tmp_path, TINY, tasks[0])
+    share = cost[unit_file(tmp_path, units[0]).path] / sum(cost.values())
 
     def done(unit: Unit) -> None:
         path = unit_file(tmp_path, unit).path
         path.parent.mkdir(exist_ok=True)
         shutil.copy(unit_file(_folder(folders[0]), unit).path, path)
 
-    Progress(tmp_path, tasks).start()
+    Progress(tmp_path, TINY, tasks).start()
     done(units[0])
-    progress = Progress(tmp_path, tasks)
+    progress = Progress(tmp_path, TINY, tasks)
     progress.start()
     progress.work()
     progress.tell()
-    for unit in units[1:-1]:
+    for unit in units[1:]:
         done(unit)
     progress.tell()
     starts, goes_on, _, early, late = capsys.readouterr().out.splitlines()
     assert starts == f"starts ({tmp_path})"
-    before = f"{units[0].passes / total:.0%}"
+    before = f"{share:.0%}"
     assert goes_on == f"goes on: {before} was done before ({tmp_path})"
-    assert early.endswith(f"{before} of the training")
-    assert late.endswith("of the training, about 1 min left")
+    assert early.endswith(f"{before} of the work")
+    assert late.endswith("of the work, about 1 min left")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_a_student_that_diverged_has_no_kl_and_is_kept(tmp_path: Path, kl: float
 @pytest.mark.parametrize("clock", ["", "[]", "NaN", "-1e9", "true", "[" * 200_000])
 def test_a_clock_that_says_nothing_starts_at_zero(tmp_path: Path, clock: str) -> None:
     (tmp_path / "seconds.json").write_text(clock)
-    assert Progress(tmp_path, []).seconds == 0
+    assert Progress(tmp_path, TINY, []).seconds == 0
 
 
 def test_the_result_counts_the_units_of_each_origin() -> None:
