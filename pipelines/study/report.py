@@ -1,17 +1,15 @@
 """The report of the study of patience and consistency: page, Markdown, pictures and numbers."""
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kdcache.files import write_whole
 from kdcache.report.figures import Picture
-from kdcache.report.page import Section, render_page, template_source
+from kdcache.report.page import Section, render_page
 from pipelines.study import figures, sentences, tables, verdicts
 from pipelines.study.kept import finite
 from pipelines.study.markdown import render_markdown
@@ -22,12 +20,6 @@ TITLE = "Is a good teacher patient and consistent? A study on handwritten digits
 PAPER = "Beyer et al., “Knowledge distillation: a good teacher is patient and consistent” (2022)"
 NAME = "digits"
 DECISION = "docs/decisions.md, number 84"
-# Of two grounds one moves with the table, and hides the shadow where the table ends.
-HINT = """.scroll { background:
-  linear-gradient(to left, Canvas 60%, transparent) right / 3rem 100% no-repeat local,
-  linear-gradient(to left, color-mix(in srgb, CanvasText 45%, transparent), transparent)
-  right / 1.2rem 100% no-repeat scroll; }
-"""
 LABELS = {
     "side_seeds": "side seeds (of the side studies)",
     "mild_views": "mild views (stored of the mild crops, of which an image has only 36)",
@@ -42,7 +34,7 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
     files = {
         f"{NAME}.json": json_text(result),
         f"{NAME}.md": render_markdown(TITLE, sections),
-        f"{NAME}.html": _hinting(render_page(TITLE, sections)),
+        f"{NAME}.html": render_page(TITLE, sections),
     }
     if not result["quick"]:  # the decisions lie beside the results of the whole study alone
         files[f"{NAME}.md"] = files[f"{NAME}.md"].replace(
@@ -56,17 +48,6 @@ def write_results(result: dict[str, Any], folder: Path) -> None:
 
 def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _hinting(page: str) -> str:
-    """Return a page whose wide tables show a shadow where they go on."""
-    style = template_source("page.css")
-    return page.replace(style, style + HINT).replace(style_name(style), style_name(style + HINT))
-
-
-def style_name(style: str) -> str:
-    """Return how a page's policy names its style."""
-    return b64encode(sha256(style.encode()).digest()).decode()
 
 
 def json_text(result: Mapping[str, Any]) -> str:

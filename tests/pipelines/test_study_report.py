@@ -17,7 +17,7 @@ from kdcache.report.page import Section
 from pipelines.study import figures, sentences, tables, words
 from pipelines.study.design import FULL
 from pipelines.study.markdown import render_markdown
-from pipelines.study.report import json_text, make_sections, style_name, write_results
+from pipelines.study.report import json_text, make_sections, write_results
 from pipelines.study.results import equivalence, make_tests
 from pipelines.study.summary import Estimate, difference, mean_over_seeds, select
 from tests.cli.making import ROOT
@@ -390,13 +390,6 @@ def test_the_decision_that_a_report_names_says_where_tests_were_registered(folde
     decisions = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
     (decision,) = re.findall(r"^84\. .*?(?=^85\. )", decisions, re.MULTILINE | re.DOTALL)
     assert "What was registered stands in pipelines/study/design.py" in decision
-
-
-def test_a_wide_table_of_the_page_shows_that_it_goes_on(folder: Path) -> None:
-    page = (folder / "digits.html").read_text()
-    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
-    assert ".scroll { background:" in style
-    assert f"style-src 'sha256-{style_name(style)}';" in page
 
 
 def _said(result: dict[str, Any]) -> str:
