@@ -7,7 +7,8 @@ KDCACHE ?= kdcache
 # Folders with one sub-folder a class; without VAL nothing is measured.
 IMAGES ?= @IMAGES@
 VAL ?= @VAL@
-# Views to train on, and the central ones to measure on: of one size, and one [decode].
+# Views to train on, and the central ones to measure on: of one size, and one [decode]. `kdcache
+# recipe show centre > centre.toml` is one to edit.
 RECIPE ?= recipe.toml
 VAL_RECIPE ?= centre
 
@@ -32,8 +33,10 @@ CACHE ?= build/cache
 VAL_CACHE ?= build/val-cache
 RUN ?= build/run
 EXPORT ?= build/student.pt2
-# More options, of kdcache pack, plan, precompute and train.
+# More options: of kdcache pack (--skip-bad leaves out broken images), of train for the teacher
+# (--learning-rate), of plan, of precompute, and of train for the student.
 PACK_ARGS ?=
+TEACHER_ARGS ?=
 PLAN_ARGS ?=
 TEACH_ARGS ?=
 TRAIN_ARGS ?=
@@ -63,7 +66,7 @@ $(TEACHER_RUN)/student.safetensors: | pack
 	$(KDCACHE) train --learn labels --recipe $(TEACHER_RECIPE) --data $(DATA) \
 	  --student $(TEACHER) $(if $(PRETRAINED),--init $(PRETRAINED)) --epochs $(TEACHER_EPOCHS) \
 	  --batch-size $(BATCH) --learning-rate 1e-4 $(if $(HAS_VAL),--val-data $(VAL_DATA)) \
-	  --out $(TEACHER_RUN) --resume
+	  --out $(TEACHER_RUN) --resume $(TEACHER_ARGS)
 
 plan: $(DATA)/dataset.json $(WEIGHTS) ## say what the targets will cost
 	$(KDCACHE) plan $(TEACHING) $(PLAN_ARGS)

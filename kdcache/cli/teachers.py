@@ -165,4 +165,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} {text!r}: expected numbers, as 0.7,0.3") from None
+        hint = "; weights to start from are --init, a teacher's --teacher-weights"
+        raise UsageError(
+            f"{option} {text!r}: expected numbers, as 0.7,0.3{hint if Path(text).suffix else ''}"
+        ) from None

@@ -139,7 +139,9 @@ def _progress(log: RunLog, sessions: Sequence[Mapping[str, Any]]) -> Section:
     taught = log.epoch_values("val_teacher_top1")
     if taught:
         words.append(f"The teacher's own top-1 on the same images: {taught[-1]:.1%}.")
-    best = _best(log)
+    best, name = _best(log)
+    if best is not None:
+        words.append(f"The best epoch, whose weights are kept, has the {name}.")
     ends = {"best": best, "last": log.closing[-1] if log.closing else None}
     shown = {name: line for name, line in ends.items() if line is not None}
     heads = ["measure", *(f"{name}: epoch {line.epoch}" for name, line in shown.items())]
@@ -153,15 +155,16 @@ def _progress(log: RunLog, sessions: Sequence[Mapping[str, Any]]) -> Section:
     return Section("What it reached", paragraphs=words, table=[heads, *rows])
 
 
-def _best(log: RunLog) -> Line | None:
-    """Return the line of the epoch whose weights are kept as the best."""
+def _best(log: RunLog) -> tuple[Line | None, str]:
+    """Return the line of the epoch whose weights are kept as the best, and by what it is."""
     by_labels = log.settings["learn"] == "labels" or not log.epoch_values("val_kl_nats")
     name, sign = ("val_top1", -1) if by_labels else ("val_kl_nats", 1)
-    return min(
+    best = min(
         (line for line, _ in _values(log, name)),
         key=lambda line: sign * line.numbers[name],
         default=None,
     )
+    return best, "highest top-1" if by_labels else "lowest KL to the teacher"
 
 
 def _measure(line: Line, name: str) -> str:

@@ -88,6 +88,11 @@ def make_run(
         size=stream.recipe.size,
         world=world,
     )
+    if measured.size not in (None, stream.recipe.size):
+        tell(
+            f"{sources.val_cache}: the student is measured at {measured.size} pixels and learns at "
+            f"{stream.recipe.size}; if that is not meant, make one of a recipe of that size"
+        )
     online = config.learn == "online"
     return Run(
         config=config,
@@ -274,11 +279,12 @@ def _check_recipe(config: TrainConfig, cache: Cache, recipe: Recipe | None) -> N
 
 
 class _Measured(NamedTuple):
-    """What a student is measured on, if on anything."""
+    """What a student is measured on, if on anything. size: of a cache's images, in pixels."""
 
     open_stream: Callable[[], ReplayStream] | None = None
     class_names: tuple[str, ...] | None = None
     ids: Mapping[str, Any] = MappingProxyType({})
+    size: int | None = None
 
 
 def _validation(
@@ -321,6 +327,7 @@ def _validation(
         lambda: replay_stream(targets, dataset, options),
         dataset.classes if stream.labels_match else None,
         {"val_cache": targets.id},
+        stream.recipe.size,
     )
 
 

@@ -106,7 +106,7 @@ def load_trained(path: Path, given: Facts, *, fallback: Facts | None = None) -> 
     if path.is_dir() and not weights.exists():
         raise UsageError(f"{path}: no {WEIGHTS} there; finish the run with kdcache train --resume")
     if not weights.exists():
-        raise UsageError(f"{weights}: no such weights file")
+        raise UsageError(f"{weights}: no such weights file; give a run's folder, or weights in it")
     noted = weights_notes(weights, Facts)
     for name in ("num_classes", "mean", "std"):
         ours, theirs = getattr(given, name), getattr(noted, name)

@@ -27,7 +27,14 @@ from kdcache.student.loop import train
 from kdcache.student.sources import Sources
 from kdcache.student.world import World
 from tests import tiny
-from tests.student.making import centre_cache, make_sources, metrics_of, run_of, weights_of
+from tests.student.making import (
+    CENTRE,
+    centre_cache,
+    make_sources,
+    metrics_of,
+    run_of,
+    weights_of,
+)
 from tests.worlds import in_world
 
 PLAIN_RECIPE = tiny.make_recipe(mix=None)
@@ -318,3 +325,16 @@ def test_a_validation_cache_is_no_source(tmp_path: Path, dataset: Dataset, compl
     centre = centre_cache(tmp_path / "centre", dataset)
     with pytest.raises(UsageError, match="more than --max-reuse 3"):
         run_of(tmp_path / "r", make_sources(dataset, centre), max_reuse=3)
+
+
+def test_a_validation_cache_of_another_size_is_told(
+    tmp_path: Path, dataset: Dataset, complete: Path
+) -> None:
+    recipe = tiny.make_recipe(**{**CENTRE, "size": 10})
+    other = tiny.precompute(tmp_path / "c", dataset, recipe, num_views=1, span_views=1).path
+    told: list[str] = []
+    for cache in (other, centre_cache(tmp_path / "centre", dataset)):
+        sources = make_sources(dataset, complete, val_data=dataset.root, val_cache=cache)
+        run_of(tmp_path / "run", sources, tell=told.append)
+    [line] = told
+    assert "measured at 10 pixels and learns at 12" in line
