@@ -128,7 +128,7 @@ def evaluate(
     assert table is not None  # there are targets, or labels
     found = score.to_dict()
     own = {name: v for name, v in found.items() if v is not None and name not in TAUGHT}
-    lines = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in own.items()}
+    lines = {k: f"{v:z.4f}" if isinstance(v, float) else v for k, v in own.items()}
     if (words := teacher_words(found)) is not None:
         lines["teacher"] = words
     give(found, as_json=as_json, lines=lines | extremes(table, names))

@@ -20,7 +20,7 @@ from kdcache.models.hf_inputs import inputs_of, timm_inputs_of
 from kdcache.models.hub import Repository, fetch, fetch_if_any
 from kdcache.models.libraries import first_line, need, quiet
 from kdcache.models.source import Inputs, Model
-from kdcache.models.weights import read_weights, shortened
+from kdcache.models.weights import OTHERS, read_weights, shortened
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _IMAGES, _CARD = "preprocessor_config.json", "README.md"
@@ -243,10 +243,7 @@ def _load_file(place: _Place, path: Path, num_classes: int | None) -> nn.Module:
     unknown = sorted(report["unexpected_keys"])
     if unknown or (wrong := _lacking(report)):
         reason = f"unknown: {shortened(unknown)}" if unknown else wrong
-        raise UsageError(
-            f"{path}: weights do not fit the model; {reason}; name the model that they are of, "
-            "or, for a teacher of other classes, its --teacher-classes"
-        )
+        raise UsageError(f"{path}: weights do not fit the model; {reason}; {OTHERS}")
     return network
 
 

@@ -20,6 +20,10 @@ from kdcache.errors import CorruptError, UsageError
 from kdcache.models.libraries import first_line
 from kdcache.models.notes import NOTES
 
+OTHERS = (
+    "name the model that they are of; for a teacher of other classes give its --teacher-classes, "
+    "or fine-tune it on yours: kdcache train --learn labels --init"
+)
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "network")  # the last is ours
 
 
@@ -31,10 +35,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     state = read_weights(path)
     if problems := _misfits(state, network.state_dict()):
-        raise UsageError(
-            f"{path}: weights do not fit the model; {problems}; name the model that they are of, "
-            "or, for a teacher of other classes, its --teacher-classes"
-        )
+        raise UsageError(f"{path}: weights do not fit the model; {problems}; {OTHERS}")
     _load(network, state, path=path)
 
 

@@ -381,4 +381,7 @@ def _file_digest(path: Path) -> str:
     try:
         return f"{content_digest(path.read_bytes()):016x}"
     except OSError as error:
-        raise UsageError(f"{path}: no weights to start from: {error.strerror}") from error
+        raise UsageError(
+            f"{path}: no weights to start from: {error.strerror}; save a network's state_dict "
+            "there, or leave --init out"
+        ) from error
