@@ -453,10 +453,17 @@ def _programs(folder: Path, **lines: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/how-to/imagenet.md", "pipelines/recipes/runs/README.md"]
+    ("page", "heading"),
+    [
+        ("README.md", "Ready recipes"),
+        ("docs/how-to/imagenet.md", None),
+        ("pipelines/recipes/runs/README.md", None),
+    ],
 )
-def test_the_line_of_a_page_prints_the_commands(page: str, tmp_path: Path) -> None:
-    [line] = [line for line in lines_of(page) if line.startswith("make recipe")]
+def test_the_line_of_a_page_prints_the_commands(
+    page: str, heading: str | None, tmp_path: Path
+) -> None:
+    [line] = lines_of(page, heading=heading)
     done = _make("-o", "setup", *words_of(line)[1:], _programs(tmp_path))
     assert done.returncode == 0, done.stderr
     note, *script = done.stdout.splitlines()
