@@ -4,7 +4,7 @@ import fcntl
 import os
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def write_whole(
             error.filename = str(path)  # the name that people know
         raise
     finally:
-        with suppress(OSError):  # what went wrong before is what is told
-            partial.unlink()
+        try:
+            partial.unlink(missing_ok=True)
+        except OSError as error:
+            if error.__context__ is None:  # else what went wrong before is what is told
+                raise
     if sync_folder:
         sync(path.parent)
     return True
