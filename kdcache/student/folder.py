@@ -11,7 +11,6 @@ classes.csv           the final measures of each class
 
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from kdcache import __version__
@@ -146,8 +145,5 @@ def save_weights(path: Path, network: nn.Module, *, metadata: dict[str, Any]) ->
     notes = {"kdcache": json.dumps(metadata, sort_keys=True)}
     weights = {name: w.contiguous().clone() for name, w in network.state_dict().items()}
 
-    def write(partial: Path) -> None:
-        save_file(weights, partial, notes)
-        shutil.copymode(path.parent / CONFIG, partial)  # safetensors' own are for their owner alone
-
-    write_atomically(path, write)
+    data = save(weights, notes)  # save_file has a temporary file of its own, which a kill leaves
+    write_atomically(path, lambda partial: partial.write_bytes(data))
