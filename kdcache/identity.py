@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import xxhash
@@ -125,3 +126,12 @@ def cache_id(*, dataset_id: str, recipe_id: str, teacher_id: str, encoding: str)
             "encoding": encoding,
         }
     )
+
+
+def finite(value: Any) -> Any:
+    """Return a value of JSON in which numbers that are not finite, which JSON has not, are null."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

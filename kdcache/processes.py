@@ -98,3 +98,9 @@ def noting_stops(request: StopRequest) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may use by its affinity."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

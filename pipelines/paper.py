@@ -7,7 +7,6 @@ code, into OUT/results. What is done stands in OUT: a run that was killed goes o
 same numbers. Imports what is heavy where it is used: workers import this module, too.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdcache.errors import KdcacheError, UsageError
-from kdcache.processes import terminable
+from kdcache.processes import num_cores, terminable
 from pipelines.study.design import ARMS, FULL, NUM_TEST, QUICK, Design, student
 from pipelines.study.made import made_here
 from pipelines.study.run import run_study
@@ -85,9 +84,7 @@ def main(
     out: Annotated[Path, typer.Option(help="What is done; results of --quick.")] = Path(
         "build/paper"
     ),
-    workers: Annotated[int, typer.Option(help="Processes; by default one a core.")] = len(
-        os.sched_getaffinity(0)
-    ),
+    workers: Annotated[int, typer.Option(help="Processes; by default one a core.")] = num_cores(),
 ) -> None:
     """Run the study on digits; stopped, the same command goes on."""
     started = time.monotonic()

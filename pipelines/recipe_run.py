@@ -33,6 +33,7 @@ from pydantic import (
 
 from kdcache.cli.app import app
 from kdcache.errors import KdcacheError, MismatchError, UsageError
+from kdcache.processes import num_cores
 from kdcache.report.plan import Views, views_of_epochs
 
 READY = Path(__file__).parent / "recipes" / "runs"
@@ -318,11 +319,6 @@ def _missing(name: str, schedule: str, *, missing: list[str]) -> str:
     )
 
 
-def _cores() -> int:
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def _split(variable: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
@@ -350,7 +346,7 @@ def main(
     """Print a recipe's commands, a line each; of a name alone, the head of its file."""
     try:
         path = recipe_path(name)
-        ready = load_ready(path).with_workers(max(_cores() // gpus - 1, 1))
+        ready = load_ready(path).with_workers(max(num_cores() // gpus - 1, 1))
         if schedule is None or data is None or teacher is None:
             typer.echo(f"{head(path)}\n", err=True)
             given = {"SCHEDULE": schedule, "DATA": data, "TEACHER": teacher}

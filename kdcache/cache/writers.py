@@ -40,7 +40,7 @@ _NAME = re.compile(r"\.?(?P<host>[\w.-]+)-(?P<pid>\d{1,9})-[0-9a-f]{4}\.json(\.\
 class Writer:
     """What a writer said last.
 
-    name: of its file, HOST-PID-XXXX. started, updated: by its own clock. spans_todo: those it set
+    name: of its file, HOST-PID-RANDOM. started, updated: by its own clock. spans_todo: those it set
     out to do, which it may share with others. views_done: views times images that it committed.
     views_per_s: computed in the last minute. span: the one at work, if any. silent_s: how long it
     has said nothing.

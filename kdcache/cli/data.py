@@ -1,6 +1,5 @@
 """kdcache pack, kdcache index."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from kdcache.cli.output import give, human_bytes, progress_bar
 from kdcache.cli.places import PLACE, path
 from kdcache.errors import UsageError
 from kdcache.stores.location import Location, Place, parse_place
+from kdcache.texts import counted, first_of
 
 if TYPE_CHECKING:
     from kdcache.data.dataset import Dataset
@@ -187,22 +187,19 @@ def _findings(images: "Source", packed: "Packed") -> dict[str, object]:
 
     lines: dict[str, object] = {}
     if images.left_out:
-        lines["left out"] = f"{sum(images.left_out.values())} files: {told_kinds(images.left_out)}"
+        files = counted(sum(images.left_out.values()), "file", "files")
+        lines["left out"] = f"{files}: {told_kinds(images.left_out)}"
     if images.empty:
-        lines["no images in"] = ", ".join(_first(images.empty))
+        lines["no images in"] = ", ".join(first_of(images.empty, SHOWN))
     if packed.skipped:
-        lines["bad"] = f"{len(packed.skipped)} images left out: {'; '.join(_first(packed.skipped))}"
+        images_out = counted(len(packed.skipped), "image", "images")
+        lines["bad"] = f"{images_out} left out: {'; '.join(first_of(packed.skipped, SHOWN))}"
     if packed.num_turned:
         lines["turned"] = (
             f"{packed.num_turned} images lie sideways or mirrored until their EXIF is applied; "
             'recipes ignore it unless [decode] says exif = "apply"'
         )
     return lines
-
-
-def _first(texts: Sequence[str]) -> list[str]:
-    more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-    return [*texts[:SHOWN], *more]
 
 
 def _give(dataset: "Dataset", where: Place, *, as_json: bool) -> None:

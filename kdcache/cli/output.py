@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kdcache.identity import finite
 from kdcache.texts import human_bytes as human_bytes
 from kdcache.texts import printable
 
@@ -95,19 +95,10 @@ def hint(text: str) -> None:
 def give(value: Mapping[str, Any], *, as_json: bool, lines: Mapping[str, object]) -> None:
     """Print a result: value as JSON, or lines as a table for people."""
     if as_json:
-        text = json.dumps(_finite(value), indent=1, allow_nan=False)
+        text = json.dumps(finite(value), indent=1, allow_nan=False)
         typer.echo(text, file=_results or sys.stdout)
         return
     say(table(lines), as_json=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return a value of JSON in which numbers that are not finite, which JSON has not, are null."""
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(lines: Mapping[str, object]) -> str:

@@ -28,6 +28,7 @@ from kdcache.pixels.decode import decode_image, read_header
 from kdcache.pixels.pillow import open_image
 from kdcache.recipe.draws import uniforms
 from kdcache.recipe.parts import Decode
+from kdcache.texts import first_of
 
 __all__ = ["PackOptions", "Packed", "open_source", "pack"]
 
@@ -144,9 +145,8 @@ def _pack(
 
 
 def _told(bad: Sequence[str], *, of: int) -> str:
-    more = [f"and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []
     advice = "replace or remove them" + (", or leave them out with --skip-bad" * (len(bad) < of))
-    listed = "; ".join([*bad[:_LISTED], *more])
+    listed = "; ".join(first_of(bad, _LISTED))
     return f"{len(bad)} of {of} images cannot be used: {listed}; {advice}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdcache.doctor.section import Section, judged
+from kdcache.processes import num_cores
 
 ROOT = Path("/")
 # x86 extensions that torch, libjpeg-turbo and NumPy have code for; Arm's come under other names.
@@ -49,8 +50,7 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 def cores(*, root: Path = ROOT) -> Section:
     """Return how many cores this process may use, by affinity and by its control group."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    mine, there = len(allowed(0)) if allowed else os.cpu_count() or 1, os.cpu_count() or 1
+    mine, there = num_cores(), os.cpu_count() or 1
     quota = _cpu_quota(root)
     usable = mine if quota is None else min(mine, quota)
     text = f"{usable:g} of {there} may be used"

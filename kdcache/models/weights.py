@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdcache.errors import CorruptError, UsageError
 from kdcache.models.libraries import first_line
 from kdcache.models.notes import NOTES
+from kdcache.texts import first_of
 
 OTHERS = (
     "name the model that they are of; for a teacher of other classes give its --teacher-classes, "
@@ -97,7 +98,7 @@ def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 
 def shortened(names: list[str]) -> str:
     """Return the first names of a list, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(first_of(names, 3))
 
 
 # --- what is known of them ------------------------------------------------------------------

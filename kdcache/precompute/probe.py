@@ -5,7 +5,6 @@ seconds of its device, from pixels in memory to encoded targets. The first block
 warm up and are not counted; figures are medians over blocks.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from kdcache.models.teacher import Teacher
 from kdcache.precompute.render import BlockRequest, SpanBlock, render_block
 from kdcache.precompute.sample import SEED, TILE_ROWS
 from kdcache.precompute.teach import Classroom, empty_targets
+from kdcache.processes import num_cores
 from kdcache.targets.encoding import Encoding
 from kdcache.targets.packed import Arrays
 
@@ -110,9 +110,7 @@ def probe_costs(source: BlockSource, teacher: Teacher, options: ProbeOptions) ->
 
 def _cores(teacher: Teacher) -> float:
     """Return the CPU cores that this process may use, divided by the machine's GPUs, if any."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
-    return cores / (torch.cuda.device_count() if teacher.device.type == "cuda" else 1)
+    return num_cores() / (torch.cuda.device_count() if teacher.device.type == "cuda" else 1)
 
 
 def _views(block: SpanBlock) -> int:

@@ -14,7 +14,7 @@ from kdcache.report.figures import Picture
 from kdcache.report.page import Section
 from kdcache.report.said import F32, NONE, Said, class_rows, coverage, histogram
 from kdcache.report.sampling import Sample, labels_known, named_otherwise
-from kdcache.texts import human_bytes, printable
+from kdcache.texts import first_of, human_bytes, printable
 
 BINS = 20
 MAP = (80, 80)  # cells, at most
@@ -64,8 +64,7 @@ def class_name(names: Sequence[str] | None, number: int) -> str:
 
 
 def _listed(texts: Sequence[str]) -> list[str]:
-    more = len(texts) - LISTED
-    return [*map(printable, texts[:LISTED]), *([f"… and {more} more"] if more > 0 else [])]
+    return [printable(text) for text in first_of(texts, LISTED)]
 
 
 def _what(cache: Cache) -> Section:

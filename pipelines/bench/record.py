@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from kdcache.doctor.machine import processor
 from kdcache.doctor.software import package_versions
 from kdcache.files import write_whole
+from kdcache.processes import num_cores
 from kdcache.student.folder import describe_commit
 from pipelines.bench.timing import rounded, tree_cpu_s
 
@@ -97,9 +98,7 @@ def make_record(
         name=name,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=describe_commit(_ROOT),
-        machine=Machine(
-            cpu=processor().value["model"], cores=len(os.sched_getaffinity(0)), gpu=_gpu_name()
-        ),
+        machine=Machine(cpu=processor().value["model"], cores=num_cores(), gpu=_gpu_name()),
         versions={"python": platform.python_version(), **package_versions(packages)},
         bars=tuple(bars),
         figures=dict(figures),

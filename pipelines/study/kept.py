@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdcache.files import read_small, write_whole
-from kdcache.identity import digest, read_strict_json
+from kdcache.identity import digest, finite, read_strict_json
 from pipelines.study.cases import Unit, columns
 from pipelines.study.design import Part
 
@@ -137,15 +137,6 @@ def _check(row: Any, named: Row, *, measures: Sequence[str]) -> None:
 def _numbers(row: Row) -> Row:
     """Return a row in which a KL that is none, of a student that diverged, is NaN."""
     return {**row, "kl": nan} if row.get("kl", 0) is None else row
-
-
-def finite(value: Any) -> Any:
-    """Return a value as JSON can hold it: None in the place of NaN and infinities."""
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def read_rows(file: File) -> Kept | None:

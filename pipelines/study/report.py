@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.files import write_whole
+from kdcache.identity import finite
 from kdcache.report.figures import Picture
 from kdcache.report.page import Section, render_page
 from pipelines.study import figures, sentences, tables, verdicts
-from pipelines.study.kept import finite
 from pipelines.study.markdown import render_markdown
 from pipelines.study.summary import FEWEST, budgets, distinct, in_order, select
-from pipelines.study.words import counted, listed, number
+from pipelines.study.words import listed, number, plural
 
 TITLE = "Is a good teacher patient and consistent? A study on handwritten digits"
 PAPER = "Beyer et al., “Knowledge distillation: a good teacher is patient and consistent” (2022)"
@@ -113,7 +113,7 @@ def _done(result: Mapping[str, Any]) -> list[str]:
         "temperature 1, how often it agrees with the teacher, and accuracy. "
         + sentences.teachers_are(result["teachers"]),
         f"Stored views, encodings, wrong replays and the small teacher are side studies, of "
-        f"{counted(len(design['side_seeds']), 'seed')}, the side seeds; all else has "
+        f"{plural(len(design['side_seeds']), 'seed')}, the side seeds; all else has "
         f"{len(design['seeds'])}.",
         f"{_origins(result['made'])} They took {result['seconds'] / 60:.0f} minutes by the clock, "
         "added up over the runs of the command that made any. Report made by "
@@ -318,7 +318,7 @@ def _small_teacher(result: Mapping[str, Any]) -> list[Section]:
 
 def _tuning(result: Mapping[str, Any]) -> list[str]:
     design = result["design"]
-    seeds = counted(len(design["tuning_seeds"]), "seed")
+    seeds = plural(len(design["tuning_seeds"]), "seed")
     return [
         f"The lowest mean KL on validation digits over {seeds} of "
         f"{number(design['tuning_epochs'])} epochs. {sentences.at_edges(result['tuned'], design)}"

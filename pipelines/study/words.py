@@ -68,7 +68,7 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.6g}"
 
 
-def counted(count: int, name: str) -> str:
+def plural(count: int, name: str) -> str:
     """Return how many there are of what a name, of one, says."""
     return f"{number(count)} {name}{'' if count == 1 else 's'}"
 

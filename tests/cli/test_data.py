@@ -131,9 +131,9 @@ def test_pack_tells_all_that_is_not_as_it_seems(kdcache: Run, tmp_path: Path) ->
     Image.new("RGB", (30, 20)).save(folder / "class2/phone.jpg", exif=exif)
     arguments = ["pack", folder, tmp_path / "out", "--skip-bad"]
     shown = kdcache(*arguments).stdout
-    assert "1 files: 1 .heic; convert images to JPEG to use them" in shown
+    assert "1 file: 1 .heic; convert images to JPEG to use them" in shown
     assert re.search(r"no images in +class9\n", shown)
-    assert f"1 images left out: {bad}: cannot be decoded" in shown
+    assert f"1 image left out: {bad}: cannot be decoded" in shown
     assert 'recipes ignore it unless [decode] says exif = "apply"' in shown
     value = kdcache(*arguments[:2], tmp_path / "again", "--skip-bad", "--json").value
     assert (value["left_out"], value["empty"], value["turned"]) == ({"heic": 1}, ["class9"], 1)

@@ -104,7 +104,7 @@ def test_a_file_that_does_not_fit_names_what_differs(tmp_path: Path) -> None:
 
 def test_many_differences_are_shortened(tmp_path: Path) -> None:
     save_file({f"layer{n}": torch.zeros(1) for n in range(10)}, tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match="unknown: layer0, layer1, layer2 and 7 more"):
+    with pytest.raises(UsageError, match="unknown: layer0, layer1, layer2, and 7 more"):
         load_weights(make_net(), tmp_path / "w.safetensors")
 
 

@@ -84,7 +84,7 @@ def test_numbers_have_true_minus_signs_and_no_negative_zero() -> None:
 
 
 def test_one_is_counted_without_an_s() -> None:
-    assert [words.counted(n, "seed") for n in (1, 2, 3000)] == ["1 seed", "2 seeds", "3,000 seeds"]
+    assert [words.plural(n, "seed") for n in (1, 2, 3000)] == ["1 seed", "2 seeds", "3,000 seeds"]
 
 
 def test_names_are_listed_and_arms_quoted_unless_they_are_all() -> None:
