@@ -358,7 +358,7 @@ def test_more_options_of_train_win_over_the_recipes() -> None:
 def test_workers_are_as_many_as_the_cores_allow(
     monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, workers: int
 ) -> None:
-    monkeypatch.setattr(recipe_run, "_cores", lambda: cores)
+    monkeypatch.setattr(recipe_run, "num_cores", lambda: cores)
     found = _print("pets", "fast", *GIVEN, "--gpus", str(gpus))
     given = [words[words.index("--workers") + 1] for words in found if "--workers" in words]
     assert given == [str(workers)] * 4
